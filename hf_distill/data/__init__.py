@@ -1,0 +1,1 @@
+"""Data sets: loading splits, and preparing text and images for a model."""

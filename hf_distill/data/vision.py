@@ -1,0 +1,113 @@
+"""Turn images into what a model sees, with random crops and flips that a resumed run repeats."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor
+
+
+class ImageRows(Dataset):
+    """Images and labels of a data set, processed and, for training, augmented when they are asked for.
+
+    The augmentation of a row is a function of the seed, the epoch and the row's number alone: it is the same whichever
+    worker makes it, whatever was drawn before, and in a run that was stopped and resumed. It is done on the image
+    itself, before the processor, and needs no torchvision.
+
+    Args:
+        rows: a data set with an image column and, where there are any, `labels`.
+        image_column: its name.
+        processor: the model's image processor.
+        num_channels: 3 for colour, 1 for grey.
+        crop_padding: pixels that are added on each side, in black, before a random crop to the former size.
+        horizontal_flip: mirror half of the images.
+        seed: decides the crops and flips.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        image_column: str,
+        processor: BaseImageProcessor,
+        *,
+        num_channels: int = 3,
+        crop_padding: int = 0,
+        horizontal_flip: bool = False,
+        seed: int = 42,
+    ) -> None:
+        if num_channels not in (1, 3):
+            raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
+        self.rows = rows.select_columns([n for n in (image_column, "labels") if n in rows.column_names])
+        self.image_column = image_column
+        self.processor = processor
+        self.num_channels = num_channels
+        self.crop_padding = crop_padding
+        self.horizontal_flip = horizontal_flip
+        self.seed = seed
+        # Shared with worker processes, which live on from epoch to epoch where dataloader_persistent_workers is set.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose augmentation the next rows get."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return several rows; a data loader asks for a batch at once."""
+        batch = self.rows[list(indices)]
+        images = [
+            self._augmented(self._array(image), row)
+            for image, row in zip(batch[self.image_column], indices, strict=True)
+        ]
+        pixels = self.processor(images, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+        if "labels" not in batch:
+            return [{"pixel_values": image} for image in pixels]
+        return [{"pixel_values": image, "labels": label} for image, label in zip(pixels, batch["labels"], strict=True)]
+
+    def _array(self, image: Image.Image) -> np.ndarray:
+        array = np.asarray(image.convert("L" if self.num_channels == 1 else "RGB"))
+        return array[..., None] if self.num_channels == 1 else array
+
+    def _augmented(self, image: np.ndarray, row: int) -> np.ndarray:
+        if not self.crop_padding and not self.horizontal_flip:
+            return image
+        random = np.random.default_rng((self.seed, int(self._epoch), row))
+        top, left = random.integers(0, 2 * self.crop_padding + 1, size=2)
+        if self.crop_padding:
+            height, width = image.shape[:2]
+            sides = (self.crop_padding, self.crop_padding)
+            image = np.pad(image, (sides, sides, (0, 0)))[top : top + height, left : left + width]
+        if self.horizontal_flip and random.random() < 0.5:
+            image = np.ascontiguousarray(image[:, ::-1])
+        return image
+
+
+def check_images(rows: datasets.Dataset, image_column: str, split: str) -> None:
+    """Open every image and verify its checksums, so that a damaged file is found before training.
+
+    Raises:
+        ValueError: an image cannot be read; the message names the row.
+    """
+    undecoded = rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+    for row, entry in enumerate(undecoded):
+        stored = entry[image_column]
+        try:
+            source = io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"]
+            with Image.open(source) as image:
+                image.verify()
+        except Exception as error:  # PIL raises errors of many kinds for damaged files
+            name = f" ({stored['path']})" if stored and stored.get("path") else ""
+            raise ValueError(
+                f"data: the image in row {row}{name} of the {split} split cannot be read: {error}. Mend it or take "
+                "the row out."
+            ) from error

@@ -1,0 +1,1 @@
+"""Who learns: students from a checkpoint, from a config, or from a teacher's layers."""

@@ -1,0 +1,162 @@
+"""Build a classifier: from a checkpoint, from a config, or from layers of a teacher."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+
+import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
+
+_AUTO_CLASSES: dict[str, Any] = {
+    "text-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "image-classification": AutoModelForImageClassification,
+}
+
+
+def model_from_checkpoint(
+    name_or_path: str,
+    task: str,
+    label_names: Sequence[str],
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    new_head: bool = False,
+) -> PreTrainedModel:
+    """Load a model to be trained, in single precision, with a head for the given labels.
+
+    Args:
+        name_or_path: Hub id or folder.
+        task: `text-classification`, `token-classification` or `image-classification`.
+        label_names: the labels, in the order of the logits.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run the Python code that comes with the model.
+        new_head: replace a head of another number of labels by a new one.
+
+    Raises:
+        ValueError: there is no such model, or its head has another number of labels and `new_head` is not set.
+    """
+    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, **options)
+        _set_labels(config, label_names)
+        model, report = _AUTO_CLASSES[task].from_pretrained(
+            name_or_path,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the model {name_or_path!r} for {task}: {str(error).splitlines()[0]}") from error
+    mismatched = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"])
+    if mismatched and not new_head:
+        raise ValueError(
+            f"the model {name_or_path!r} has a head for another number of labels ({', '.join(mismatched)} differ), the "
+            f"data have {len(label_names)}: set new_head: true to train a new head"
+        )
+    return model
+
+
+def model_from_config(settings: dict[str, Any], task: str, label_names: Sequence[str]) -> PreTrainedModel:
+    """Build a model with random weights from `model_type` and the fields of its config.
+
+    The weights come from torch's global random state: seed it for the same model twice.
+
+    Args:
+        settings: `model_type`, and fields of that type's config.
+        task: as in `model_from_checkpoint`.
+        label_names: the labels, in the order of the logits.
+
+    Raises:
+        ValueError: the model type is unknown, cannot do the task, or its config has no such field.
+    """
+    fields = dict(settings)
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise ValueError(f"config needs a model_type, such as bert, vit or hf_distill_mlp; got {sorted(settings)}")
+    try:
+        config = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise ValueError(f"config.model_type {model_type!r} is not one that Transformers knows") from error
+    unknown = sorted(name for name in fields if not hasattr(config, name))
+    if unknown:
+        raise ValueError(f"config of model_type {model_type!r} has no field {', '.join(unknown)}")
+    config = AutoConfig.for_model(model_type, **fields)
+    _set_labels(config, label_names)
+    try:
+        return _AUTO_CLASSES[task].from_config(config)
+    except ValueError as error:
+        raise ValueError(f"config.model_type {model_type!r} cannot be built for {task}: {error}") from error
+
+
+def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """Build a student from some of a teacher's encoder layers.
+
+    Embeddings, pooler and head are copied, and so are the named layers, in the order given. Works for encoders with
+    one stack of equal layers, as BERT, DistilBERT, RoBERTa, ViT, DeiT and their like have.
+
+    Args:
+        teacher: a classifier with `config.num_hidden_layers` layers.
+        layers: which of them the student has, from 0; each at most once.
+
+    Returns:
+        a model of the teacher's class, in single precision, that shares no memory with it.
+
+    Raises:
+        ValueError: a layer does not exist or is named twice, or the teacher is not such an encoder.
+
+    References:
+        Sanh et al., "DistilBERT, a distilled version of BERT", arXiv 1910.01108, section 3 (one layer out of two).
+    """
+    num_layers = getattr(teacher.config, "num_hidden_layers", None)
+    stacks = [
+        name
+        for name, module in teacher.named_modules()
+        if isinstance(module, nn.ModuleList) and num_layers is not None and len(module) == num_layers
+    ]
+    if len(stacks) != 1:
+        raise ValueError(
+            f"from_teacher copies layers of an encoder with one stack of layers (BERT, ViT and their like); "
+            f"{type(teacher).__name__} has {len(stacks)}: use model: or config: for the student"
+        )
+    wrong = [layer for layer in layers if not 0 <= layer < num_layers]
+    if wrong or not layers or len(set(layers)) != len(layers):
+        raise ValueError(
+            f"from_teacher.layers must name some of the teacher's layers 0 to {num_layers - 1}, each once; "
+            f"got {list(layers)}"
+        )
+    settings = teacher.config.to_dict()
+    for name, value in settings.items():  # what a config lists for each layer, such as its kind of attention
+        if isinstance(value, list) and len(value) == num_layers and name.startswith("layer"):
+            settings[name] = [value[layer] for layer in layers]
+    config = type(teacher.config).from_dict(settings)
+    config.num_hidden_layers = len(layers)
+    config.dtype = torch.float32
+    student = type(teacher)(config).float()
+    new_place = {layer: place for place, layer in enumerate(layers)}
+    in_stack = re.compile(rf"{re.escape(stacks[0])}\.(\d+)\.")
+    weights = {}
+    for name, weight in teacher.state_dict().items():
+        match = in_stack.match(name)
+        if match is None:
+            weights[name] = weight
+        elif int(match[1]) in new_place:
+            weights[f"{stacks[0]}.{new_place[int(match[1])]}.{name[match.end() :]}"] = weight
+    student.load_state_dict(weights)
+    return student
+
+
+def _set_labels(config: Any, label_names: Sequence[str]) -> None:
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: index for index, name in enumerate(label_names)}

@@ -1,0 +1,1 @@
+"""Who teaches: loading a teacher, checking that it can teach, and speaking its labels."""

@@ -1,0 +1,102 @@
+"""Align a teacher's labels to the student's, by name."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+
+_GENERIC_NAME = re.compile(r"LABEL_\d+", re.IGNORECASE)
+
+
+def align_labels(
+    teacher_labels: Sequence[str], student_labels: Sequence[str], label_map: Mapping[str, str] | None = None
+) -> list[int] | None:
+    """Find, for each label of the student, the teacher's logit that speaks of it.
+
+    Names are compared without regard to case. Where all names of one side are generic (`LABEL_0`, `LABEL_1` ...)
+    nothing can be compared: the order is taken to be the same, with a warning.
+
+    Args:
+        teacher_labels: the teacher's labels in the order of its logits.
+        student_labels: the student's labels in the order of its logits.
+        label_map: the teacher's label for every label of the student. The teacher's other labels are left out, and
+            its softmax runs over those that stay.
+
+    Returns:
+        `num_labels` indices into the teacher's logits, or None if the two orders are the same already.
+
+    Raises:
+        ValueError: the labels differ in number or in name and no map is given, or the map does not fit.
+    """
+    if label_map is not None:
+        indices = _by_map(teacher_labels, student_labels, label_map)
+    else:
+        indices = _by_name(teacher_labels, student_labels)
+    return None if indices == list(range(len(teacher_labels))) else indices
+
+
+def names_in_order(id2label: Mapping[int, str]) -> list[str]:
+    """Return a model config's labels in the order of its logits."""
+    return [str(id2label[index]) for index in sorted(id2label)]
+
+
+def _by_name(teacher_labels: Sequence[str], student_labels: Sequence[str]) -> list[int]:
+    both = _both_lists(teacher_labels, student_labels)
+    if len(teacher_labels) != len(student_labels):
+        raise ValueError(
+            f"the teacher has {len(teacher_labels)} labels, the student {len(student_labels)}. {both} {_remedy()}"
+        )
+    same_order = list(range(len(student_labels)))
+    if list(teacher_labels) == list(student_labels):
+        return same_order
+    if _all_generic(teacher_labels) != _all_generic(student_labels):
+        side = "teacher" if _all_generic(teacher_labels) else "student"
+        warnings.warn(
+            f"the {side}'s labels have generic names, so they cannot be compared; the order is taken to be the same. "
+            f"{both} Set id2label in its config to have it checked.",
+            UserWarning,
+            stacklevel=4,
+        )
+        return same_order
+    position = {name.casefold(): index for index, name in enumerate(teacher_labels)}
+    missing = [name for name in student_labels if name.casefold() not in position]
+    indices = [position[name.casefold()] for name in student_labels if name.casefold() in position]
+    if missing:
+        raise ValueError(f"the teacher has no label named {', '.join(map(repr, missing))}. {both} {_remedy()}")
+    if len(set(indices)) != len(indices):
+        raise ValueError(f"some labels differ in nothing but case, so names do not tell them apart. {both} {_remedy()}")
+    return indices
+
+
+def _by_map(teacher_labels: Sequence[str], student_labels: Sequence[str], label_map: Mapping[str, str]) -> list[int]:
+    both = _both_lists(teacher_labels, student_labels)
+    unmapped = [name for name in student_labels if name not in label_map]
+    unknown = [name for name in label_map if name not in student_labels]
+    if unmapped or unknown:
+        raise ValueError(
+            "teacher_label_map must name each label of the student once: "
+            f"missing {unmapped or 'none'}, not a label of the student {unknown or 'none'}. {both}"
+        )
+    targets = [str(label_map[name]) for name in student_labels]
+    strangers = [name for name in targets if name not in teacher_labels]
+    if strangers:
+        raise ValueError(f"teacher_label_map names {strangers}, which the teacher does not have. {both}")
+    if len(set(targets)) != len(targets):
+        raise ValueError(f"teacher_label_map gives two labels of the student the same label of the teacher. {both}")
+    return [list(teacher_labels).index(name) for name in targets]
+
+
+def _all_generic(labels: Sequence[str]) -> bool:
+    return all(_GENERIC_NAME.fullmatch(name) for name in labels)
+
+
+def _both_lists(teacher_labels: Sequence[str], student_labels: Sequence[str]) -> str:
+    return f"Teacher: {_shortened(teacher_labels)}; student: {_shortened(student_labels)}."
+
+
+def _shortened(labels: Sequence[str], limit: int = 40) -> str:
+    names = ", ".join(map(repr, labels[:limit]))
+    return f"[{names}{', ...' if len(labels) > limit else ''}]"
+
+
+def _remedy() -> str:
+    return 'Say which belong together: teacher_label_map={"student label": "teacher label", ...}.'

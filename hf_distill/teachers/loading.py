@@ -1,0 +1,137 @@
+"""Load a teacher, freeze it, and refuse one that has nothing to teach."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
+
+import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
+
+AUTO_CLASSES: dict[str, Any] = {
+    "text-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+    "image-classification": AutoModelForImageClassification,
+}
+
+
+def load_teacher(
+    name_or_path: str,
+    task: str,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_untrained: bool = False,
+) -> PreTrainedModel:
+    """Load a ready teacher from a Hub id or a local folder.
+
+    Args:
+        name_or_path: Hub id or folder.
+        task: one of `AUTO_CLASSES`.
+        dtype: type of the weights; None is `float32`, `auto` the type that they were saved in.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run the Python code that comes with the model.
+        allow_untrained: accept weights that the checkpoint lacks and that were therefore drawn at random.
+
+    Raises:
+        ValueError: there is no such model, or parts of it (its head, mostly) are not in the checkpoint.
+    """
+    auto_class = AUTO_CLASSES[task]
+    try:
+        model, report = auto_class.from_pretrained(
+            name_or_path,
+            dtype=dtype or "float32",
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the teacher {name_or_path!r} for {task}: {first_line(error)}") from error
+    untrained = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
+    if untrained and not allow_untrained:
+        shown = ", ".join(untrained[:4]) + (" ..." if len(untrained) > 4 else "")
+        raise ValueError(
+            f"the teacher {name_or_path!r} is not trained for {task}: its checkpoint lacks {shown}, so these weights "
+            "were drawn at random and have nothing to teach. Fine-tune it first, name a fine-tuned model, or pass "
+            "allow_untrained_teacher=True."
+        )
+    return model
+
+
+def task_of(model: nn.Module) -> str:
+    """Tell for which task a model is made, by the Auto class that it belongs to.
+
+    Raises:
+        ValueError: it belongs to none of `AUTO_CLASSES`.
+    """
+    for task, auto_class in AUTO_CLASSES.items():
+        if type(model) in auto_class._model_mapping.values():
+            return task
+    raise ValueError(
+        f"{type(model).__name__} is no classifier that an Auto class knows, so a teacher given by name cannot be "
+        "loaded for it: pass the teacher as a model."
+    )
+
+
+def freeze(teacher: nn.Module) -> None:
+    """Put a teacher in evaluation mode and take its parameters out of training, in place."""
+    teacher.eval()
+    teacher.requires_grad_(False)
+
+
+def shared_parameters(teacher: nn.Module, student: nn.Module) -> list[str]:
+    """Name the parameters of the student that are, or share memory with, parameters of the teacher."""
+    taught_by = {parameter.data_ptr() for parameter in teacher.parameters()} - {0}
+    return [name for name, parameter in student.named_parameters() if parameter.data_ptr() in taught_by]
+
+
+def forward_parameters(model: nn.Module) -> set[str]:
+    """Name the inputs that a model's `forward` takes, labels excepted."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    parameters = inspect.signature(base.forward).parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return named - {"labels"}
+
+
+def teacher_logits(teacher: nn.Module, inputs: Mapping[str, Any], known: set[str]) -> Tensor:
+    """Run a frozen teacher on the inputs that it knows.
+
+    Args:
+        teacher: a frozen classifier.
+        inputs: a batch; floating tensors are converted to the type of the teacher's weights.
+        known: the inputs that the teacher takes (`forward_parameters`); the others are left out.
+
+    Returns:
+        `(batch, num_labels)` or `(batch, tokens, num_labels)`, in the teacher's label order.
+    """
+    if teacher.training:  # a caller may have set it by way of a parent module
+        teacher.eval()
+    dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), None)
+    own = {name: _converted(value, dtype) for name, value in inputs.items() if name in known}
+    with torch.no_grad():
+        return logits_of(teacher(**own))
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Return a classifier's logits, whichever form of output it has."""
+    logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    return logits
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, for a message that quotes it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _converted(value: Any, dtype: torch.dtype | None) -> Any:
+    if dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
+        return value.to(dtype)
+    return value

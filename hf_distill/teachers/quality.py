@@ -1,0 +1,84 @@
+"""Whether a teacher's predictions say more about the labels than chance does."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_distill.objective.losses import ProblemType, label_mask
+
+
+@dataclass(frozen=True)
+class TeacherQuality:
+    """How a teacher does on labelled rows.
+
+    Attributes:
+        measure: `accuracy`, or `correlation` for regression.
+        value: the teacher's.
+        chance: what predictions of the same frequencies would reach if they did not depend on the rows.
+        margin: two standard errors of `chance` for this number of labels.
+        num_labels: how many labels it was measured on.
+    """
+
+    measure: str
+    value: float
+    chance: float
+    margin: float
+    num_labels: int
+
+    @property
+    def is_chance(self) -> bool:
+        """Tell whether the value cannot be told from chance; never true of a teacher without an error."""
+        return self.value < 1 and self.value <= self.chance + self.margin
+
+    def __str__(self) -> str:
+        return (
+            f"{self.measure} {self.value:.3f} on {self.num_labels} labels, chance {self.chance:.3f} "
+            f"+- {self.margin:.3f}"
+        )
+
+
+def measure_quality(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> TeacherQuality | None:
+    """Compare a teacher's predictions with the labels, and with chance.
+
+    Chance is the agreement of two independent draws with the frequencies of the predictions and of the labels (the
+    expected agreement of Cohen's kappa), so a teacher that always says the commonest class counts as chance.
+
+    Args:
+        logits: `(..., num_labels)`, in the order of the labels.
+        labels: as for `hf_distill.objective.losses.label_loss`.
+        problem_type: the kind of target.
+
+    Returns:
+        None if no label is present.
+    """
+    present = label_mask(labels, problem_type)
+    count = int(present.sum())
+    if count == 0:
+        return None
+    if problem_type == "regression":
+        predicted = logits.reshape(labels.shape)[present].double()
+        return _correlation(predicted, labels[present].double(), count)
+    if problem_type == "multi_label_classification":
+        predicted, true = (logits > 0)[present].long(), (labels > 0.5)[present].long()
+        classes = torch.arange(labels.shape[-1]).expand_as(labels)[present]
+        predicted, true = predicted + 2 * classes, true + 2 * classes
+        chance = sum(_expected_agreement(predicted[classes == c], true[classes == c]) for c in classes.unique())
+        chance = float(chance) / int(classes.unique().numel())
+    else:
+        predicted, true = logits.argmax(-1)[present], labels[present]
+        chance = _expected_agreement(predicted, true)
+    accuracy = float((predicted == true).double().mean())
+    return TeacherQuality("accuracy", accuracy, chance, 2 * math.sqrt(chance * (1 - chance) / count), count)
+
+
+def _expected_agreement(predicted: Tensor, true: Tensor) -> float:
+    size = int(max(predicted.max(), true.max())) + 1
+    frequencies = predicted.bincount(minlength=size).double() * true.bincount(minlength=size).double()
+    return float(frequencies.sum()) / len(true) ** 2
+
+
+def _correlation(predicted: Tensor, true: Tensor, count: int) -> TeacherQuality:
+    value = float(torch.corrcoef(torch.stack([predicted, true]))[0, 1]) if count > 1 else math.nan
+    return TeacherQuality("correlation", 0.0 if math.isnan(value) else value, 0.0, 2 / math.sqrt(count), count)

@@ -1,0 +1,540 @@
+"""`DistillationTrainer`: a `Trainer` whose loss blends a teacher's soft targets with the labels."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+from transformers.utils import logging
+
+from hf_distill.config import DistillationConfig
+from hf_distill.objective.losses import (
+    PROBLEM_TYPES,
+    ProblemType,
+    label_loss,
+    label_mask,
+    soft_target_loss,
+    token_mask,
+)
+from hf_distill.sampling import EpochLengthGroupedSampler, row_lengths
+from hf_distill.teachers.label_space import align_labels, names_in_order
+from hf_distill.teachers.loading import (
+    forward_parameters,
+    freeze,
+    load_teacher,
+    logits_of,
+    shared_parameters,
+    task_of,
+    teacher_logits,
+)
+from hf_distill.teachers.quality import TeacherQuality, measure_quality
+
+logger = logging.get_logger(__name__)
+
+
+class LossSums(NamedTuple):
+    """The two terms of the objective, summed over the tokens or entries of each row: four tensors `(batch,)`."""
+
+    soft: Tensor
+    num_soft: Tensor
+    label: Tensor
+    num_labels: Tensor
+
+
+class DistillationTrainer(Trainer):
+    """Train a student classifier with a teacher's soft targets and, where there are any, labels.
+
+    The loss is `alpha * label_loss + (1 - alpha) * T^2 * KL(teacher / T || student / T)`, each term a mean over the
+    whole accumulated batch of all processes: over the rows (or tokens) for the soft targets, over the labels that are
+    not missing for the label loss. Accumulated micro-batches, even or not, and several processes therefore give the
+    gradient of the one full batch. Rows whose label is -100, and data without a label column, learn from the teacher
+    alone.
+
+    The teacher is frozen, stays in evaluation mode, and is part of no checkpoint, optimizer or state dict. The parts
+    of the loss are logged beside `loss` as `soft_loss` and `label_loss` (before they are weighted).
+
+    Args:
+        model: the student, a sequence, token or image classifier.
+        teacher: a model (it is frozen, moved to the run's device and, with `teacher_dtype`, converted, all in place),
+            or the Hub id or folder of one. May be None only if `alpha` is 1.
+        args: the settings; by default those of `DistillationConfig`.
+        compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, in the place of the label loss. It is
+            called for each micro-batch with the number of labels in it, and its value weighted by that number.
+        **trainer_arguments: every other argument of `Trainer`.
+
+    Raises:
+        ValueError: the teacher cannot teach this student: it is the student or shares parameters with it, its labels
+            or its kind of problem differ, its head is untrained; or a setting would have no effect.
+
+    References:
+        Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
+    """
+
+    # The loss is normalised here, over the accumulated batch; the parent must not divide it again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        teacher: nn.Module | str | None = None,
+        args: DistillationConfig | None = None,
+        **trainer_arguments: Any,
+    ) -> None:
+        args = DistillationConfig(output_dir="tmp_trainer") if args is None else args
+        if not isinstance(args, DistillationConfig):
+            raise ValueError(
+                f"args must be a DistillationConfig, got {type(args).__name__}: it has the fields of TrainingArguments "
+                "and alpha and temperature besides"
+            )
+        if teacher is not None and not isinstance(teacher, nn.Module | str):
+            raise ValueError(f"teacher must be a model, a Hub id or a folder, got {type(teacher).__name__}")
+        if teacher is None and args.alpha < 1:
+            raise ValueError(
+                f"alpha is {args.alpha}, so {1 - args.alpha:.3g} of the loss comes from a teacher, and there is none: "
+                "pass teacher=, or set alpha to 1 for training on labels alone"
+            )
+        super().__init__(model=model, args=args, **trainer_arguments)
+        self.args: DistillationConfig
+        self.add_callback(_DatasetEpochCallback)
+        if not self.label_names:  # a model whose forward computes no loss of its own
+            self.label_names = ["labels"]
+        if self.label_names != ["labels"]:
+            raise ValueError(f"a classifier's label column is 'labels', this student's are {self.label_names}")
+        student = self._bare_student()
+        if isinstance(teacher, nn.Module):
+            self._refuse_own_teacher(teacher, student)
+        self._is_token_level = "TokenClassification" in type(student).__name__
+        if isinstance(teacher, str) and args.alpha < 1:
+            teacher = load_teacher(
+                teacher,
+                task_of(student),
+                dtype=args.teacher_dtype,
+                revision=args.teacher_revision,
+                trust_remote_code=args.trust_remote_code,
+                allow_untrained=args.allow_untrained_teacher,
+            )
+        self.teacher: nn.Module | None = None if args.alpha == 1 or isinstance(teacher, str) else teacher
+        self.teacher_quality: TeacherQuality | None = None
+        self._teacher_inputs: set[str] = set()
+        self._teacher_only_inputs: set[str] = set()
+        self._teacher_label_index: Tensor | None = None
+        self._problem_type = self._configured_problem_type(student)
+        self._reset_loss_parts()
+        self._eval_sums: list[Tensor] = []
+        if self.teacher is not None:
+            self._prepare_teacher(self.teacher, student)
+        self._check_settings(student)
+
+    # ---- Preparation ----
+
+    def _bare_student(self) -> nn.Module:
+        student = self.accelerator.unwrap_model(self.model)
+        return student.get_base_model() if hasattr(student, "get_base_model") else student
+
+    def _refuse_own_teacher(self, teacher: nn.Module, student: nn.Module) -> None:
+        shared = shared_parameters(teacher, student)
+        if teacher is self.model or teacher is student:
+            what = "is"
+        elif shared:
+            what = f"shares {', '.join(shared[:3])}{' ...' if len(shared) > 3 else ''} with"
+        else:
+            return
+        raise ValueError(
+            f"the teacher {what} the student, so freezing it would freeze the student: pass a copy, "
+            "teacher=copy.deepcopy(model)"
+        )
+
+    def _prepare_teacher(self, teacher: nn.Module, student: nn.Module) -> None:
+        freeze(teacher)
+        if not getattr(teacher, "is_quantized", False) and getattr(teacher, "hf_device_map", None) is None:
+            dtype = self.args.teacher_dtype
+            teacher.to(self.args.device)
+            if dtype not in (None, "auto"):
+                teacher.to(getattr(torch, dtype))
+        self._teacher_inputs = forward_parameters(teacher)
+        self._teacher_only_inputs = self._teacher_inputs - forward_parameters(student)
+        teacher_config, student_config = getattr(teacher, "config", None), getattr(student, "config", None)
+        if teacher_config is None or student_config is None:
+            return
+        if self._problem_type == "regression":
+            if teacher_config.num_labels != student_config.num_labels:
+                raise ValueError(
+                    f"the teacher has {teacher_config.num_labels} outputs, the student {student_config.num_labels}: "
+                    "in regression both need the same"
+                )
+            return
+        index = align_labels(
+            names_in_order(teacher_config.id2label),
+            names_in_order(student_config.id2label),
+            self.args.teacher_label_map,  # type: ignore[arg-type]  # DistillationConfig has made it a dict
+        )
+        if index is not None:
+            self._teacher_label_index = torch.tensor(index, device=self.args.device)
+
+    def _configured_problem_type(self, student: nn.Module) -> ProblemType | None:
+        """Return the problem type that the configs state; None leaves it to the first labels."""
+        stated = {
+            side: getattr(getattr(model, "config", None), "problem_type", None)
+            for side, model in (("student", student), ("teacher", self.teacher))
+            if model is not None
+        }
+        found = {value for value in stated.values() if value is not None}
+        if len(found) > 1:
+            raise ValueError(
+                f"the student's problem_type is {stated['student']}, the teacher's {stated['teacher']}: set the same "
+                "one in both configs"
+            )
+        problem_type = next(iter(found), None)
+        if problem_type is not None and problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {problem_type!r}")
+        if problem_type is None and self._is_token_level:
+            problem_type = "single_label_classification"
+        if problem_type is None and getattr(getattr(student, "config", None), "num_labels", None) == 1:
+            problem_type = "regression"
+        return problem_type
+
+    def _check_settings(self, student: nn.Module) -> None:
+        if self.args.alpha == 0 and (self.args.label_smoothing_factor or self.compute_loss_func is not None):
+            raise ValueError(
+                "alpha is 0, so there is no label loss for label_smoothing_factor or compute_loss_func to act on: "
+                "leave them out, or raise alpha"
+            )
+        if self.args.label_smoothing_factor:
+            if self.compute_loss_func is not None:
+                raise ValueError(
+                    "label_smoothing_factor and compute_loss_func both define the label loss: set one of them"
+                )
+            if self._problem_type not in (None, "single_label_classification"):
+                raise ValueError(
+                    f"label_smoothing_factor spreads a class label over the other classes, {self._problem_type} has "
+                    "none: set it to 0"
+                )
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        if parallelism is not None and parallelism.non_data_parallel_size > 1:
+            raise ValueError(
+                "a classifier is distilled with data parallelism (DDP, FSDP, ZeRO): tensor, context and sequence "
+                "parallelism are not supported"
+            )
+        evaluation_sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        num_labels = getattr(getattr(student, "config", None), "num_labels", None)
+        for dataset in [self.train_dataset, *evaluation_sets]:
+            if isinstance(dataset, datasets.Dataset) and num_labels is not None:
+                self._check_labels(dataset, num_labels)
+
+    def _check_labels(self, dataset: datasets.Dataset, num_labels: int) -> None:
+        column = next((name for name in ("labels", "label") if name in dataset.column_names), None)
+        if column is None:
+            if self.args.alpha == 1:
+                raise ValueError(
+                    f"alpha is 1, training on labels alone, and the data have none: their columns are "
+                    f"{dataset.column_names}"
+                )
+            return
+        feature = dataset.features[column]
+        is_class = isinstance(feature, datasets.ClassLabel) or str(getattr(feature, "dtype", "")).startswith("int")
+        if not is_class or self._problem_type not in (None, "single_label_classification") or not len(dataset):
+            return
+        values = dataset.select_columns(column).with_format("numpy")[:][column]
+        present = values[values != -100]
+        if present.size and (present.min() < 0 or present.max() >= num_labels):
+            raise ValueError(
+                f"the labels run from {present.min()} to {present.max()}, the student has {num_labels} classes: "
+                f"labels must be 0 to {num_labels - 1}, or -100 where one is missing"
+            )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # Columns that only the teacher takes (token_type_ids beside a DistilBERT student) must survive too.
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += sorted(self._teacher_only_inputs - set(self._signature_columns))
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not has_length(train_dataset):
+            return super()._get_train_sampler(train_dataset)
+        names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
+        # The data set given here has lost its unused columns, its lengths among them.
+        with_lengths = self.train_dataset if len(self.train_dataset) == len(train_dataset) else train_dataset
+        return EpochLengthGroupedSampler(
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            row_lengths(with_lengths, names[0], self.args.length_column_name),
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # The parent groups evaluation by length as well, and `predict` then returns the rows in another order.
+        if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
+            return None
+        return SequentialSampler(eval_dataset)
+
+    # ---- The loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Compute the distillation loss of one micro-batch.
+
+        Args:
+            model: the student, as Accelerate has wrapped it.
+            inputs: the batch; `labels` may be missing.
+            return_outputs: return `(loss, outputs)`; the outputs are the student's, without a loss.
+            num_items_in_batch: two counts, of soft targets and of labels, over all micro-batches and processes, as
+                `_get_num_items_in_batch` makes them. None: this batch is all there is.
+        """
+        outputs = model(**self._student_inputs(inputs))
+        sums = self._loss_sums(outputs, inputs)
+        if not model.training:
+            self._eval_sums.append(self.accelerator.gather_for_metrics(torch.stack(sums, dim=1)).sum(dim=0))
+        if num_items_in_batch is None:
+            counts = torch.stack([sums.num_soft.sum(), sums.num_labels.sum()])
+        else:
+            counts = torch.as_tensor(num_items_in_batch, device=sums.soft.device)
+        soft_mean = sums.soft.sum() / counts[0].clamp(min=1)
+        label_mean = sums.label.sum() / counts[1].clamp(min=1)
+        loss = self.args.alpha * label_mean + (1 - self.args.alpha) * soft_mean
+        # The counts are of all processes, and DDP averages what each of them has.
+        scale = self._num_averaged_processes() if num_items_in_batch is not None else 1
+        if model.training:
+            self._loss_parts += torch.stack([soft_mean.detach(), label_mean.detach()]).float() * scale
+            self._num_steps_since_log += self.accelerator.sync_gradients
+        if not isinstance(outputs, Mapping):
+            outputs = (loss, *outputs)
+        return (loss * scale, outputs) if return_outputs else loss * scale
+
+    def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        withheld = self._teacher_only_inputs | {"labels"}
+        return {name: value for name, value in inputs.items() if name not in withheld}
+
+    def _loss_sums(self, outputs: Any, inputs: Mapping[str, Any]) -> LossSums:
+        logits, labels = logits_of(outputs), inputs.get("labels")
+        if logits.dim() != (3 if self._is_token_level else 2):
+            raise ValueError(
+                f"the student's logits have shape {tuple(logits.shape)}: a classifier's are (batch, num_labels), or "
+                "(batch, tokens, num_labels) for token classification"
+            )
+        problem_type = self._resolve_problem_type(labels)
+        num_rows = logits.shape[0]
+        zeros = logits.new_zeros(num_rows, dtype=torch.promote_types(logits.dtype, torch.float32))
+        soft, num_soft, label, num_labels = zeros, zeros + 1, zeros, zeros
+        if self.teacher is not None:
+            values = soft_target_loss(
+                logits, self._aligned_teacher_logits(inputs, logits), self.args.temperature, problem_type
+            )
+            mask = self._soft_mask(inputs)
+            if mask is not None:
+                values, num_soft = values.masked_fill(~mask, 0.0), mask.sum(-1)
+            soft = values.reshape(num_rows, -1).sum(-1)
+        if labels is not None and self.args.alpha > 0:
+            values = self._label_losses(outputs, logits, labels, problem_type)
+            label = values.reshape(num_rows, -1).sum(-1)
+            num_labels = label_mask(labels, problem_type).reshape(num_rows, -1).sum(-1)
+        elif self.args.alpha == 1:
+            raise ValueError("alpha is 1, training on labels alone, and the batch has no labels")
+        return LossSums(soft, num_soft.to(soft.dtype), label, num_labels.to(soft.dtype))
+
+    def _aligned_teacher_logits(self, inputs: Mapping[str, Any], student_logits: Tensor) -> Tensor:
+        assert self.teacher is not None
+        with self.accelerator.autocast():
+            logits = teacher_logits(self.teacher, inputs, self._teacher_inputs)
+        logits = logits.to(student_logits.device)
+        if self._teacher_label_index is not None:
+            logits = logits.index_select(-1, self._teacher_label_index)
+        if not self._teacher_was_checked:
+            check_teacher_logits(logits)
+            self._teacher_was_checked = True
+        return logits
+
+    def _label_losses(self, outputs: Any, logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Tensor:
+        if self.compute_loss_func is None:
+            return label_loss(logits, labels, problem_type, self.args.label_smoothing_factor)
+        present = label_mask(labels, problem_type)
+        # Weighted by the number of its labels, a mean over this micro-batch becomes a sum; its share goes to each.
+        value = self.compute_loss_func(outputs, labels, num_items_in_batch=present.sum().clamp(min=1))
+        return present * value
+
+    def _resolve_problem_type(self, labels: Tensor | None) -> ProblemType:
+        if self._problem_type is None:
+            if labels is None:
+                return "single_label_classification"
+            floating = labels.is_floating_point()
+            self._problem_type = "multi_label_classification" if floating else "single_label_classification"
+            self._check_settings(self._bare_student())
+        config = getattr(self._bare_student(), "config", None)
+        if config is not None and config.problem_type is None and not self._is_token_level:
+            # The student never sees the labels, so it cannot note this itself, and pipelines ask for it.
+            config.problem_type = self._problem_type
+        return self._problem_type
+
+    def _soft_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        if not self._is_token_level:
+            return None
+        return token_mask(inputs.get("attention_mask"), inputs.get("labels"))
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
+        # Soft targets and labels are counted apart: a row without a label still has a soft target.
+        if not batch_samples:
+            return None
+        counts = torch.zeros(2, device=device)
+        for batch in batch_samples:
+            labels, mask = batch.get("labels"), self._soft_mask(batch)
+            name = getattr(self.model, "main_input_name", "input_ids")
+            main = batch[name] if name in batch else next(v for v in batch.values() if isinstance(v, Tensor))
+            num_tokens = main.shape[:2].numel() if self._is_token_level else main.shape[0]
+            counts[0] += num_tokens if mask is None else mask.sum()
+            if labels is not None and self.args.alpha > 0:
+                counts[1] += label_mask(labels, self._resolve_problem_type(labels)).sum()
+        if self._num_averaged_processes() > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        return counts
+
+    def _num_averaged_processes(self) -> int:
+        return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+
+    # ---- Training ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Train the student; see `Trainer.train`.
+
+        Before the first step the teacher is run once over the evaluation set, if there is one with labels
+        (`teacher_quality` holds what was found); a resumed run does not repeat it.
+
+        Raises:
+            ValueError: the teacher's logits are not numbers, or its predictions are no better than chance and
+                `allow_untrained_teacher` is not set.
+        """
+        self._teacher_was_checked = False
+        self._reset_loss_parts()
+        if self.teacher is not None and self.eval_dataset is not None and not resume_from_checkpoint:
+            self._examine_teacher()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _examine_teacher(self) -> None:
+        for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
+            with torch.random.fork_rng(devices=[]):  # a data loader draws a seed, and training must not notice
+                logits, labels = self._predict_with_teacher(name)
+            if labels is None:
+                continue
+            self.teacher_quality = measure_quality(logits, labels, self._resolve_problem_type(labels))
+            if self.teacher_quality is None:
+                continue
+            logger.info(f"The teacher's {self.teacher_quality}")
+            if self.teacher_quality.is_chance and not self.args.allow_untrained_teacher:
+                raise ValueError(
+                    f"the teacher predicts the evaluation labels no better than chance ({self.teacher_quality}): it "
+                    "is untrained, its labels are in another order, or its inputs are not the ones it was trained "
+                    "on. Pass allow_untrained_teacher=True to use it all the same."
+                )
+
+    def _predict_with_teacher(self, name: str | None) -> tuple[Tensor, Tensor | None]:
+        assert self.teacher is not None
+        all_logits, all_labels = [], []
+        for inputs in self.get_eval_dataloader(name):
+            inputs = self._prepare_inputs(inputs)
+            with self.accelerator.autocast():
+                logits = teacher_logits(self.teacher, inputs, self._teacher_inputs).float().to(self.args.device)
+            if self._teacher_label_index is not None:
+                logits = logits.index_select(-1, self._teacher_label_index)
+            check_teacher_logits(logits)
+            labels = inputs.get("labels")
+            if labels is None:
+                return logits, None
+            if self._is_token_level:
+                logits = self.accelerator.pad_across_processes(logits, dim=1)
+                labels = self.accelerator.pad_across_processes(labels, dim=1, pad_index=-100)
+            logits, labels = self.accelerator.gather_for_metrics((logits, labels))
+            if self._is_token_level:
+                logits, labels = logits.flatten(0, 1), labels.flatten()
+            all_logits.append(logits.cpu())
+            all_labels.append(labels.cpu())
+        return torch.cat(all_logits), torch.cat(all_labels)
+
+    def _reset_loss_parts(self) -> None:
+        self._teacher_was_checked = False
+        self._loss_parts = torch.zeros(2, device=self.args.device)
+        self._num_steps_since_log = 0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the means of the soft-target and the label loss since the last time beside `loss`."""
+        if "loss" in logs:
+            parts = self.accelerator.reduce(self._loss_parts / max(self._num_steps_since_log, 1), reduction="mean")
+            soft, label = parts.tolist()
+            if self.teacher is not None:
+                logs["soft_loss"] = soft
+            if self.args.alpha > 0:
+                logs["label_loss"] = label
+            self._loss_parts.zero_()
+            self._num_steps_since_log = 0
+        super().log(logs, start_time)
+
+    # ---- Evaluation ----
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Evaluate one batch; rows without labels have the soft-target loss."""
+        if inputs.get("labels") is not None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self.teacher is None:
+            return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        counts = self._get_num_items_in_batch([inputs], self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=counts)
+        return loss.detach(), None if prediction_loss_only else logits_of(outputs).detach(), None
+
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Evaluate; the loss is the mean over all rows and labels of the set, whatever the batches.
+
+        The parent's is a mean of batch means weighted by rows, which differs from it where labels are missing or rows
+        have different numbers of tokens.
+        """
+        self._eval_sums = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._eval_sums:
+            soft, num_soft, label, num_labels = torch.stack(self._eval_sums).double().sum(dim=0).tolist()
+            soft_mean, label_mean = soft / max(num_soft, 1), label / max(num_labels, 1)
+            output.metrics[f"{metric_key_prefix}_loss"] = (
+                self.args.alpha * label_mean + (1 - self.args.alpha) * soft_mean
+            )
+            if self.teacher is not None:
+                output.metrics[f"{metric_key_prefix}_soft_loss"] = soft_mean
+            if num_labels:
+                output.metrics[f"{metric_key_prefix}_label_loss"] = label_mean
+        return output
+
+
+class _DatasetEpochCallback(TrainerCallback):
+    """Tell a data set that augments its rows which epoch begins, also when a run is resumed."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        if isinstance(dataset, Dataset) and hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch or 0))
+
+
+def check_teacher_logits(logits: Tensor) -> None:
+    """Refuse a teacher's logits that are not numbers.
+
+    Raises:
+        ValueError: some are NaN or positive infinity (negative infinity rules a class out).
+    """
+    unusable = logits.isnan() | logits.isposinf()
+    if bool(unusable.any()):
+        raise ValueError(
+            f"the teacher's logits are NaN or infinite in {int(unusable.sum())} of {logits.numel()} places: its "
+            "weights are damaged, or teacher_dtype is too narrow for it (float16 overflows above 65504; use bfloat16 "
+            "or float32)"
+        )
