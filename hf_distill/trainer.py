@@ -493,9 +493,7 @@ class DistillationTrainer(Trainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=counts)
         return loss.detach(), None if prediction_loss_only else logits_of(outputs).detach(), None
 
-    def evaluation_loop(
-        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; the loss is the mean over all rows and labels of the set, whatever the batches.
 
         The parent's is a mean of batch means weighted by rows, which differs from it where labels are missing or rows

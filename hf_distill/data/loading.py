@@ -162,8 +162,10 @@ def _split(rows: DatasetDict, spec: str, key: str) -> Dataset:
             f"data.{key}: {spec!r} is not a split or a part of one, such as {name}[:90%]: {error}"
         ) from error
     whole = rows[name]
-    dataset = whole if (part.from_, part.to) in ((None, None), (0, len(whole))) else whole.select(
-        range(part.from_ or 0, len(whole) if part.to is None else part.to)
+    dataset = (
+        whole
+        if (part.from_, part.to) in ((None, None), (0, len(whole)))
+        else whole.select(range(part.from_ or 0, len(whole) if part.to is None else part.to))
     )
     if len(dataset) == 0:
         raise ValueError(f"data.{key}: split {spec!r} has no rows")
@@ -217,9 +219,7 @@ def _label_column(dataset: Dataset, task: str, named: str | None) -> str | None:
 def _named_or_only(dataset: Dataset, key: str, named: str | None, candidates: Sequence[str], what: str) -> str:
     if named is not None:
         if named not in dataset.column_names:
-            raise ValueError(
-                f"data.{key}: the data have no column {named!r}, only {', '.join(dataset.column_names)}"
-            )
+            raise ValueError(f"data.{key}: the data have no column {named!r}, only {', '.join(dataset.column_names)}")
         return named
     if len(candidates) == 1:
         return candidates[0]
@@ -384,5 +384,3 @@ def _indexed(dataset: Dataset, role: str, column: str, index: dict[Any, int]) ->
     feature = List(Value("int64")) if is_list else Value("int64")
     dataset = dataset.remove_columns([name for name in {column, "labels"} if name in dataset.column_names])
     return dataset.add_column("labels", converted, feature=feature)
-
-

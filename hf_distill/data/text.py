@@ -62,8 +62,13 @@ def tokenize_words(
             if len(words) != len(tags):
                 raise ValueError(f"data: row {row} has {len(words)} words and {len(tags)} labels")
             pieces = encoded.word_ids(place)
-            first = [word is not None and word != previous for word, previous in zip(pieces, [None, *pieces[:-1]], strict=True)]
-            labels.append([tags[word] if is_first else MISSING_LABEL for word, is_first in zip(pieces, first, strict=True)])
+            first = [
+                word is not None and word != previous
+                for word, previous in zip(pieces, [None, *pieces[:-1]], strict=True)
+            ]
+            labels.append(
+                [tags[word] if is_first else MISSING_LABEL for word, is_first in zip(pieces, first, strict=True)]
+            )
         return {**encoded, "labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
 
     return dataset.map(

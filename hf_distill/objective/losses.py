@@ -175,7 +175,9 @@ def _full_precision(logits: Tensor) -> Tensor:
 
 
 def _misfit(labels: Tensor, logits: Tensor, expected: str) -> str:
-    return f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: expected {expected}"
+    return (
+        f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: expected {expected}"
+    )
 
 
 def _unknown_problem_type(problem_type: str) -> ValueError:

@@ -1,0 +1,87 @@
+"""The model card: from a recipe and its results alone, with no network and no model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from hf_distill.evaluation.report import markdown_table, summary
+from hf_distill.evaluation.results import Results
+
+_IN_WHEEL = Path(__file__).parent.parent / "model_cards" / "template.md"
+_IN_CHECKOUT = Path(__file__).parent.parent.parent / "model_cards" / "template.md"
+
+
+def template_path() -> Path:
+    """Return the card's template, in a wheel or in a clone."""
+    return _IN_WHEEL if _IN_WHEEL.exists() else _IN_CHECKOUT
+
+
+def model_card(recipe: Mapping[str, Any], results: Results) -> ModelCard:
+    """Fill in the card of a distilled student.
+
+    Args:
+        recipe: the resolved recipe, as in a run's recipe.yaml.
+        results: what the run found.
+    """
+    data, teacher, student, training = (recipe[key] for key in ("data", "teacher", "student", "training"))
+    source = data["dataset"] or Path(data["path"]).name
+    hub_data = data["dataset"] if data["dataset"] and ":" not in data["dataset"] else None
+    alpha = training.get("alpha", 0.1)
+    card_data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=results.task,
+        base_model=_hub_id(teacher["model"]),
+        datasets=[hub_data] if hub_data else None,
+        metrics=[name for name in recipe["metrics"] if name in results.student.metrics],
+        tags=["knowledge-distillation", "distillation"],
+        ignore_metadata_errors=False,
+    )
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(template_path()),
+        recipe=results.recipe,
+        task_words=results.task.replace("-", " ").capitalize(),
+        teacher_words=_model_words(teacher),
+        student_words=_model_words(student),
+        table=markdown_table(results),
+        summary=summary(results),
+        num_eval_rows=f"{results.data['num_eval_rows']:,}",
+        num_train_rows=f"{results.data['num_train_rows']:,}",
+        unlabelled_share=f"{results.data['unlabelled_share']:.1%}",
+        data_words=f"{source}, {data['train_split']} for training, {_judged_split(data)} for the results",
+        seed=training.get("seed", 42),
+        alpha=alpha,
+        soft_weight=round(1 - alpha, 10),
+        temperature=training.get("temperature", 4.0),
+        training=_settings_words(training),
+        teacher_training=_settings_words(teacher["training"]) if teacher["training"] else "none, it was ready",
+        environment=", ".join(f"{name} {version}" for name, version in results.environment.items()),
+        command=f"hf-distill train {results.recipe}",
+    )
+
+
+def _judged_split(data: Mapping[str, Any]) -> str:
+    return str(data["test_split"] or data["eval_split"] or "the evaluation split")
+
+
+def _hub_id(model: str | None) -> str | None:
+    """Return a model's Hub id; a local path is nobody else's business."""
+    if model is None or Path(model).is_absolute() or model.startswith(".") or Path(model).exists():
+        return None
+    return model
+
+
+def _model_words(section: Mapping[str, Any]) -> str:
+    if section.get("from_teacher"):
+        return f"layers {', '.join(map(str, section['from_teacher']['layers']))} of it"
+    if section["model"]:
+        return f"`{_hub_id(section['model']) or Path(section['model']).name}`"
+    config = section["config"]
+    details = ", ".join(f"{name} {value}" for name, value in config.items() if name != "model_type")
+    return f"a `{config['model_type']}` ({details})"
+
+
+def _settings_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "the defaults"

@@ -1,0 +1,397 @@
+"""A recipe: the YAML file that says what is distilled into what, on which data, and how."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+_BUNDLED = Path(__file__).parent / "recipes"  # in a wheel
+_CHECKOUT = Path(__file__).parent.parent / "recipes"  # in a clone
+_EXCLUSIVE = (
+    ("data.dataset", "data.path"),
+    ("teacher.model", "teacher.config"),
+    ("student.model", "student.config", "student.from_teacher"),
+)
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+class RecipeError(ValueError):
+    """One or more problems of a recipe; the message has a line for each: file, key, got, expected."""
+
+    def __init__(self, source: str, problems: Iterable[str]) -> None:
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class Augment(_Section):
+    """Random changes to training images."""
+
+    crop_padding: Annotated[int, Field(ge=0)] = Field(
+        0, description="Pixels of padding on each side before a random crop to the former size."
+    )
+    horizontal_flip: bool = Field(False, description="Mirror half of the images.")
+
+
+class Data(_Section):
+    """Where the rows come from."""
+
+    dataset: str | None = Field(None, description="Hub id of a data set, or sklearn:digits.")
+    name: str | None = Field(None, description="Configuration of a Hub data set.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    path: str | None = Field(None, description="A local file or folder: parquet, csv, json, images, save_to_disk.")
+    text_column: str | None = Field(None, description="Column of texts (of lists of words, for tokens).")
+    text_pair_column: str | None = Field(None, description="Column of the second text of a pair.")
+    image_column: str | None = Field(None, description="Column of images.")
+    label_column: str | None = Field(None, description="Column of labels.")
+    label_names: list[str] | None = Field(None, description="Names of the classes, in their order.")
+    train_split: str = Field("train", description="Training split, or a part of one: train[:90%].")
+    eval_split: str | None = Field(None, description="Split that the models are judged on.")
+    test_split: str | None = Field(None, description="Split of the final results, if another.")
+    max_train_rows: Annotated[int, Field(gt=0)] | None = Field(None, description="Use so many training rows.")
+    max_length: Annotated[int, Field(gt=0)] | None = Field(None, description="Tokens kept of a text.")
+    augment: Augment | None = Field(None, description="Random changes to training images.")
+    processor: str | dict[str, Any] | None = Field(
+        None,
+        description="Tokenizer or image processor: a Hub id or folder, or fields of a ViTImageProcessor. By default "
+        "the teacher's, or the student's, or one made from the model's config.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        return _exactly_one(self, "dataset", "path")
+
+
+class Teacher(_Section):
+    """The teacher: ready, or to be trained first."""
+
+    model: str | None = Field(None, description="Hub id or folder.")
+    config: dict[str, Any] | None = Field(None, description="A new model: model_type and fields of its config.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
+    new_head: bool = Field(False, description="Replace a head for another number of labels.")
+    training: dict[str, Any] | None = Field(None, description="Fields of TrainingArguments; absent: a ready teacher.")
+    augment: Augment | None = Field(None, description="Instead of data.augment, for the teacher's training.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Teacher":
+        if self.config is not None and self.training is None:
+            raise ValueError("a teacher made from a config knows nothing yet: give it training: {...}")
+        return _exactly_one(self, "model", "config")
+
+
+class FromTeacher(_Section):
+    """A student made of a teacher's layers."""
+
+    layers: list[int] = Field(min_length=1, description="The teacher's encoder layers that are copied, from 0.")
+
+
+class Student(_Section):
+    """The student."""
+
+    model: str | None = Field(None, description="Hub id or folder.")
+    config: dict[str, Any] | None = Field(None, description="A new model: model_type and fields of its config.")
+    from_teacher: FromTeacher | None = Field(None, description="Layers of the teacher.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
+    new_head: bool = Field(False, description="Replace a head for another number of labels.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Student":
+        return _exactly_one(self, "model", "config", "from_teacher")
+
+
+class Recipe(_Section):
+    """A whole run."""
+
+    task: Literal["text-classification", "token-classification", "image-classification"]
+    data: Data
+    teacher: Teacher
+    student: Student
+    baseline: bool = Field(True, description="Train the student a second time without a teacher, to compare.")
+    training: dict[str, Any] = Field(default_factory=dict, description="Fields of DistillationConfig.")
+    metrics: list[str] = Field(["accuracy", "f1"], min_length=1, description="accuracy, f1, or Hub ids of metrics.")
+    output_dir: str = Field(description="Folder of the run.")
+
+    @property
+    def is_text(self) -> bool:
+        """Tell whether the inputs are texts."""
+        return self.task != "image-classification"
+
+    def to_yaml(self) -> str:
+        """Return the recipe with all its defaults, as it is written beside the results."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        source: a YAML file, or the name of a recipe that comes with the package (`vision/digits`).
+        overrides: `dotted.key=value`, the value in YAML (and `1e-3` is a number). Naming one of several sources that
+            exclude each other (`data.path` beside `data.dataset`) takes the place of the other.
+
+    Raises:
+        RecipeError: with all problems at once.
+    """
+    path = find_recipe(source)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(str(source), [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(values, dict):
+        raise RecipeError(str(source), [f"expected a mapping with task, data, teacher, student; got {values!r}"])
+    problems = _apply_overrides(values, overrides)
+    if problems:
+        raise RecipeError(str(source), problems)
+    recipe, problems = None, []
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += [_described(problem) for problem in error.errors()]
+    problems += _training_problems(values)
+    if recipe is not None:
+        problems += _conflicts(recipe)
+    if problems or recipe is None:
+        raise RecipeError(str(source), problems)
+    return recipe
+
+
+def read_resolved(path: Path) -> Recipe:
+    """Read the recipe that a run has written beside its results."""
+    return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the package, by name."""
+    root = _BUNDLED if _BUNDLED.is_dir() else _CHECKOUT
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path
+        for path in sorted(root.rglob("*.yaml"))
+        if path.parent.name in ("text", "vision")
+    }
+
+
+def find_recipe(source: str | Path) -> Path:
+    """Return the file of a recipe: the file itself, or the bundled recipe of that name.
+
+    Raises:
+        RecipeError: there is neither.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    bundled = bundled_recipes()
+    name = str(source).removesuffix(".yaml").removeprefix("recipes/")
+    if name in bundled:
+        return bundled[name]
+    raise RecipeError(str(source), [f"there is no such file; recipes that come with the package: {', '.join(bundled)}"])
+
+
+def recipe_name(source: str | Path) -> str:
+    """Return a recipe's short name: `vision/digits` for one of the package's, else the file's name."""
+    path = find_recipe(source).resolve()
+    return next((name for name, file in bundled_recipes().items() if file.resolve() == path), path.stem)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """List the settings in which two recipes differ, the output folder aside."""
+    before, after = _flat(old.model_dump(exclude={"output_dir"})), _flat(new.model_dump(exclude={"output_dir"}))
+    return [
+        f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, where YAML libraries keep the last one."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        repeated = [str(key) for place, key in enumerate(keys) if key in keys[:place]]
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{', '.join(repeated)} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+def _exactly_one(section: Any, *names: str) -> Any:
+    given = [name for name in names if getattr(section, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(names)}; got {' and '.join(given) or 'none'}")
+    return section
+
+
+def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            problems.append(f"override {override!r}: expected key=value, such as training.learning_rate=1e-3")
+            continue
+        try:
+            value = float(text) if _NUMBER.fullmatch(text) and not text.lstrip("+-").isdigit() else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problems.append(f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}")
+            continue
+        *parents, last = key.split(".")
+        section: Any = values
+        for parent in parents:
+            if section.get(parent) is None:
+                section[parent] = {}
+            section = section[parent]
+            if not isinstance(section, dict):
+                problems.append(f"override {override!r}: {parent} is {section!r} and has no keys below it")
+                break
+        else:
+            section[last] = value
+            for group in _EXCLUSIVE:
+                if key in group or any(key.startswith(f"{member}.") for member in group):
+                    chosen = next(member for member in group if key == member or key.startswith(f"{member}."))
+                    for other in set(group) - {chosen} if value is not None else ():
+                        values[other.split(".")[0]].pop(other.split(".")[1], None)
+    return problems
+
+
+def _described(problem: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    got, kind = problem["input"], problem["type"]
+    if kind == "missing":
+        return f"{key}: is missing"
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(problem['loc'])}"
+    if kind == "value_error":
+        return f"{key}: {problem['ctx']['error']}"
+    expected = problem["msg"].removeprefix("Input should be ").replace("Input should have", "should have")
+    return f"{key}: expected {expected}, got {got!r}{_yaml_hint(got)}"
+
+
+def _suggestion(location: Sequence[Any]) -> str:
+    model: Any = Recipe
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+        model = next((a for a in nested if issubclass(a, BaseModel)), None)
+        if model is None:
+            return ""
+    known = list(model.model_fields)
+    return _did_you_mean(str(location[-1]), known)
+
+
+def _did_you_mean(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}" if len(known) < 25 else ""
+
+
+def _yaml_hint(got: Any) -> str:
+    if isinstance(got, str) and _NUMBER.fullmatch(got):
+        return f" as text: YAML reads a number only with a point before the e, write {_with_point(got)}"
+    if isinstance(got, bool):
+        return ': YAML reads a bare yes, no, on and off as true and false, write "no" for the word'
+    return ""
+
+
+def _with_point(number: str) -> str:
+    mantissa, e, exponent = number.lower().partition("e")
+    exponent = exponent if not e or exponent[0] in "+-" else f"+{exponent}"
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
+
+
+def _training_problems(values: Mapping[str, Any]) -> list[str]:
+    """Check `training` and `teacher.training` against the fields of DistillationConfig."""
+    teacher = values.get("teacher")
+    sections = {
+        "training": (values.get("training"), _OF_THE_RUN),
+        "teacher.training": (teacher.get("training") if isinstance(teacher, dict) else None, _OF_THE_STUDENT),
+    }
+    return [
+        problem
+        for name, (section, refused) in sections.items()
+        if isinstance(section, dict)
+        for problem in _section_problems(name, section, refused)
+    ]
+
+
+_OF_THE_RUN = {
+    "output_dir": "is the run's own: set output_dir at the top of the recipe",
+    "push_to_hub": "is not done from a recipe: publish the folder student/ of the finished run",
+    "resume_from_checkpoint": "is not needed: the same command goes on where a run was stopped",
+}
+_OF_THE_STUDENT = {
+    **_OF_THE_RUN,
+    **{
+        name: "belongs to the student's training, a teacher learns from labels alone"
+        for name in ("alpha", "temperature", "teacher_dtype", "teacher_revision", "teacher_label_map")
+    },
+}
+
+
+def _section_problems(name: str, section: dict[str, Any], refused: Mapping[str, str]) -> list[str]:
+    from hf_distill.config import DistillationConfig
+
+    hints = get_type_hints(DistillationConfig)
+    known = list(DistillationConfig.__dataclass_fields__)
+    problems = []
+    for key, value in section.items():
+        if key in refused:
+            problems.append(f"{name}.{key}: {refused[key]}")
+        elif key not in known:
+            problems.append(f"{name}.{key}: unknown key{_did_you_mean(str(key), known)}")
+        else:
+            problems += _value_problems(f"{name}.{key}", value, hints[key])
+    if problems:
+        return problems
+    try:
+        DistillationConfig(output_dir="unused", **section)
+    except (ValueError, ImportError) as error:
+        return [f"{name}: {line}" for line in str(error).splitlines() if line.strip()]
+    return []
+
+
+def _value_problems(key: str, value: Any, hint: Any) -> list[str]:
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+    except ValidationError as error:
+        expected = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors()))
+        return [f"{key}: expected {expected}, got {value!r}{_yaml_hint(value)}"]
+    return []
+
+
+def _conflicts(recipe: Recipe) -> list[str]:
+    """Find settings that have no effect, or that are missing, given the others."""
+    data, problems = recipe.data, []
+    elsewhere = ("image_column", "augment") if recipe.is_text else ("text_column", "text_pair_column", "max_length")
+    problems += [f"data.{key}: has no effect in {recipe.task}" for key in elsewhere if getattr(data, key) is not None]
+    if recipe.is_text and recipe.teacher.augment is not None:
+        problems.append(f"teacher.augment: has no effect in {recipe.task}")
+    if recipe.teacher.augment is not None and recipe.teacher.training is None:
+        problems.append("teacher.augment: has no effect on a teacher that is not trained")
+    if recipe.task == "token-classification" and data.text_pair_column is not None:
+        problems.append("data.text_pair_column: has no effect in token-classification")
+    if data.path is not None:
+        problems += [
+            f"data.{key}: belongs to a Hub data set, and data.path is a local one"
+            for key in ("name", "revision")
+            if getattr(data, key) is not None
+        ]
+    if recipe.is_text and isinstance(data.processor, dict):
+        problems.append("data.processor: expected the Hub id or folder of a tokenizer, got a mapping")
+    if recipe.is_text and data.processor is None and recipe.teacher.model is None and recipe.student.model is None:
+        problems.append("data.processor: is missing; name a tokenizer, since neither model comes with one")
+    if recipe.training.get("alpha") == 1:
+        problems.append("training.alpha: 1 leaves the teacher out, and a recipe is for distillation; 0 to 0.9 is usual")
+    return problems
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        return {k: v for name, value in values.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): values}

@@ -1,0 +1,181 @@
+"""A run's output folder: what is finished in it, where to go on, and whose it is."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from hf_distill.recipe import Recipe, differences, read_resolved
+
+STAGES = ("teacher", "student", "baseline")
+
+
+class Workspace:
+    """The output folder of one run.
+
+    A stage's model appears under its final name only when it is whole (it is written beside and renamed), and a
+    record of the stage in `stages/` only after that, so a run killed at any moment finds out where it was.
+
+    Args:
+        path: the folder; made if need be.
+        recipe: the settings of this run.
+        overwrite: delete what a run with other settings has left there.
+
+    Raises:
+        ValueError: the folder cannot be written, holds a run with other settings or files that a run would replace, or
+            is in use by another process.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path / ".lock")
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"output_dir: another process is working in {path}: wait for it, or stop it") from error
+        except OSError as error:
+            raise ValueError(
+                f"output_dir: cannot write to {path}: {error.strerror or error}. Choose another folder."
+            ) from error
+        try:
+            self._take(recipe, overwrite)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def attached(cls, path: Path) -> "Workspace":
+        """Return the workspace that the main process of this run has opened already."""
+        workspace = cls.__new__(cls)
+        workspace.path = path
+        workspace._lock = FileLock(path / ".lock")
+        return workspace
+
+    def _take(self, recipe: Recipe, overwrite: bool) -> None:
+        ours = [self.path / name for name in ("recipe.yaml", "results.json", "stages", "checkpoints", *STAGES)]
+        if not (self.path / "recipe.yaml").exists():
+            present = [entry.name for entry in ours if entry.exists()]
+            if present and not overwrite:
+                raise ValueError(
+                    f"output_dir: {self.path} holds {', '.join(present)}, which no run recorded here has made and this "
+                    "run would replace: choose another folder, or pass --overwrite to delete them"
+                )
+        elif not overwrite:
+            self._refuse_other_settings(recipe)
+        if overwrite:
+            for entry in ours:
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink(missing_ok=True)
+        for stage in STAGES:
+            shutil.rmtree(self._part(stage), ignore_errors=True)
+        self._write("recipe.yaml", recipe.to_yaml())
+
+    def _refuse_other_settings(self, recipe: Recipe) -> None:
+        try:
+            changed = differences(read_resolved(self.path / "recipe.yaml"), recipe)
+        except (ValidationError, ValueError) as error:
+            raise ValueError(
+                f"output_dir: {self.path / 'recipe.yaml'} is not a recipe that this version can read, so its settings "
+                "cannot be compared: choose another folder, or pass --overwrite to delete that run"
+            ) from error
+        if changed:
+            raise ValueError(
+                f"output_dir: {self.path} holds a run with other settings ({'; '.join(changed)}): choose another "
+                "folder, or pass --overwrite to delete that run"
+            )
+
+    def release(self) -> None:
+        """Let other processes in."""
+        self._lock.release()
+
+    def model_folder(self, stage: str) -> Path:
+        """Return where a stage's model is, or will be."""
+        return self.path / stage
+
+    def checkpoints(self, stage: str) -> Path:
+        """Return where a stage's checkpoints are."""
+        return self.path / "checkpoints" / stage
+
+    def record(self, stage: str) -> dict[str, Any] | None:
+        """Return what a finished stage has recorded, or None if it is not finished."""
+        file = self.path / "stages" / f"{stage}.json"
+        if not file.exists() or not self.model_folder(stage).is_dir():
+            return None
+        return json.loads(file.read_text(encoding="utf-8"))
+
+    def finish(self, stage: str, save: Callable[[Path], None], record: dict[str, Any]) -> None:
+        """Save a stage's model and record, and drop the checkpoints that led to it.
+
+        Args:
+            stage: one of `STAGES`.
+            save: writes the model into the folder that it is given.
+            record: what `record` will return.
+        """
+        part = self._part(stage)
+        shutil.rmtree(part, ignore_errors=True)
+        save(part)
+        shutil.rmtree(self.model_folder(stage), ignore_errors=True)
+        part.rename(self.model_folder(stage))
+        self._write(f"stages/{stage}.json", json.dumps(record, indent=2) + "\n")
+        shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
+
+    def write_results(self, text: str) -> Path:
+        """Write results.json."""
+        return self._write("results.json", text)
+
+    def last_checkpoint(self, stage: str) -> "Checkpoint | None":
+        """Return the newest checkpoint of a stage that was written to its end."""
+        found = [Checkpoint.read(folder) for folder in self.checkpoints(stage).glob("checkpoint-*")]
+        return max((c for c in found if c is not None), key=lambda c: c.step, default=None)
+
+    def _part(self, stage: str) -> Path:
+        return self.path / f".{stage}.part"
+
+    def _write(self, name: str, text: str) -> Path:
+        file = self.path / name
+        file.parent.mkdir(exist_ok=True)
+        part = file.with_name(f".{file.name}.part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, file)
+        return file
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that `Trainer` has written to its end, and where training stood."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Checkpoint | None":
+        """Read a checkpoint; None if the process was killed while writing it.
+
+        `Trainer` writes trainer_state.json last, so a checkpoint is whole if that file is.
+        """
+        try:
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+            return cls(folder, int(state["global_step"]), state)
+        except (OSError, ValueError, KeyError):
+            return None
+
+    @property
+    def is_last(self) -> bool:
+        """Tell whether training was over when it was written."""
+        return self.step >= int(self.state["max_steps"])
+
+    @property
+    def seconds(self) -> float:
+        """Return the time that training had taken."""
+        file = self.path / "seconds.json"
+        return float(json.loads(file.read_text())) if file.exists() else 0.0
