@@ -78,7 +78,9 @@ def train(
     from hf_distill.recipe import load_recipe, recipe_name
 
     loaded = load_recipe(recipe, overrides or [])
-    from hf_distill.run import PartialState, distill
+    from accelerate import PartialState
+
+    from hf_distill.run import distill
 
     results = distill(loaded, recipe_name(recipe), overwrite=overwrite)
     if PartialState().is_main_process:

@@ -92,17 +92,13 @@ def _image_inputs(recipe: Recipe, splits: Splits) -> Inputs:
     processor = processors[0] if processors else _processor_from_config(recipe, (first.height, first.width), channels)
     seed = int(recipe.training.get("seed", 42))
 
-    def rows_of(
-        role: str, augment: Augment | None = None, processor: BaseImageProcessor = processor
-    ) -> ImageRows | None:
-        rows = splits.named().get(role)
-        if rows is None:
-            return None
+    def rows_of(role: str, augment: Augment | None = None, with_processor: Any = processor) -> ImageRows:
         changes = augment.model_dump() if augment is not None else {}
-        return ImageRows(rows, column, processor, num_channels=channels, seed=seed, **changes)
+        rows = splits.named()[role]
+        return ImageRows(rows, column, with_processor, num_channels=channels, seed=seed, **changes)
 
     if len(processors) == 2:
-        seen = [rows_of("evaluation", processor=each).__getitem__(0)["pixel_values"] for each in processors]
+        seen = [rows_of("evaluation", with_processor=each)[0]["pixel_values"] for each in processors]
         if seen[0].shape != seen[1].shape or not bool((seen[0] == seen[1]).all()):
             raise ValueError(
                 f"the image processors of teacher.model {recipe.teacher.model!r} and student.model "
@@ -114,7 +110,7 @@ def _image_inputs(recipe: Recipe, splits: Splits) -> Inputs:
         rows_of("train", own),
         rows_of("train", recipe.data.augment),
         rows_of("evaluation"),
-        rows_of("test"),
+        None if splits.test is None else rows_of("test"),
         default_data_collator,
         processor,
     )

@@ -26,9 +26,10 @@ from hf_distill.inputs import Inputs, prepare_inputs
 from hf_distill.publishing.model_card import model_card
 from hf_distill.recipe import Recipe, Student, Teacher
 from hf_distill.students.building import model_from_checkpoint, model_from_config, student_from_teacher
+from hf_distill.teachers.frozen import check_logits
 from hf_distill.teachers.label_space import align_labels, names_in_order
 from hf_distill.teachers.loading import AUTO_CLASSES, load_teacher
-from hf_distill.trainer import DistillationTrainer, check_teacher_logits
+from hf_distill.trainer import DistillationTrainer
 from hf_distill.workspace import Checkpoint, Workspace
 
 
@@ -85,7 +86,7 @@ class _Run:
         """Go through the stages, write results.json and the card."""
         teacher, teacher_seconds = self._teacher()
         teacher_logits, labels = self._predict(teacher)
-        check_teacher_logits(torch.from_numpy(teacher_logits))
+        check_logits(torch.from_numpy(teacher_logits))
         teacher_result = self._measured(teacher, teacher_logits, labels, teacher_seconds)
         student, student_seconds = self._trained("student", lambda: self._student(teacher), teacher)
         student_logits, _ = self._predict(student)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
@@ -11,9 +10,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 from transformers.utils import logging
 
+from hf_distill.checks import check_arguments, check_label_settings, check_labels, stated_problem_type
 from hf_distill.config import DistillationConfig
 from hf_distill.objective.losses import (
-    PROBLEM_TYPES,
     ProblemType,
     label_loss,
     label_mask,
@@ -21,16 +20,8 @@ from hf_distill.objective.losses import (
     token_mask,
 )
 from hf_distill.sampling import EpochLengthGroupedSampler, row_lengths
-from hf_distill.teachers.label_space import align_labels, names_in_order
-from hf_distill.teachers.loading import (
-    forward_parameters,
-    freeze,
-    load_teacher,
-    logits_of,
-    shared_parameters,
-    task_of,
-    teacher_logits,
-)
+from hf_distill.teachers.frozen import FrozenTeacher, check_logits, refuse_own_teacher
+from hf_distill.teachers.loading import load_teacher, logits_of, task_of
 from hf_distill.teachers.quality import TeacherQuality, measure_quality
 
 logger = logging.get_logger(__name__)
@@ -85,20 +76,10 @@ class DistillationTrainer(Trainer):
         **trainer_arguments: Any,
     ) -> None:
         args = DistillationConfig(output_dir="tmp_trainer") if args is None else args
-        if not isinstance(args, DistillationConfig):
-            raise ValueError(
-                f"args must be a DistillationConfig, got {type(args).__name__}: it has the fields of TrainingArguments "
-                "and alpha and temperature besides"
-            )
-        if teacher is not None and not isinstance(teacher, nn.Module | str):
-            raise ValueError(f"teacher must be a model, a Hub id or a folder, got {type(teacher).__name__}")
-        if teacher is None and args.alpha < 1:
-            raise ValueError(
-                f"alpha is {args.alpha}, so {1 - args.alpha:.3g} of the loss comes from a teacher, and there is none: "
-                "pass teacher=, or set alpha to 1 for training on labels alone"
-            )
+        check_arguments(args, teacher)
         super().__init__(model=model, args=args, **trainer_arguments)
         self.args: DistillationConfig
+        self.label_names: list[str]
         self.add_callback(_DatasetEpochCallback)
         if not self.label_names:  # a model whose forward computes no loss of its own
             self.label_names = ["labels"]
@@ -106,7 +87,7 @@ class DistillationTrainer(Trainer):
             raise ValueError(f"a classifier's label column is 'labels', this student's are {self.label_names}")
         student = self._bare_student()
         if isinstance(teacher, nn.Module):
-            self._refuse_own_teacher(teacher, student)
+            refuse_own_teacher(teacher, student)
         self._is_token_level = "TokenClassification" in type(student).__name__
         if isinstance(teacher, str) and args.alpha < 1:
             teacher = load_teacher(
@@ -119,14 +100,20 @@ class DistillationTrainer(Trainer):
             )
         self.teacher: nn.Module | None = None if args.alpha == 1 or isinstance(teacher, str) else teacher
         self.teacher_quality: TeacherQuality | None = None
-        self._teacher_inputs: set[str] = set()
-        self._teacher_only_inputs: set[str] = set()
-        self._teacher_label_index: Tensor | None = None
-        self._problem_type = self._configured_problem_type(student)
+        self._problem_type = stated_problem_type(student, self.teacher, self._is_token_level)
+        self._teaching: FrozenTeacher | None = None
+        if self.teacher is not None:
+            self._teaching = FrozenTeacher(
+                self.teacher,
+                student,
+                device=args.device,
+                dtype=args.teacher_dtype,
+                label_map=args.teacher_label_map,  # type: ignore[arg-type]  # DistillationConfig has made it a dict
+                problem_type=self._problem_type,
+            )
         self._reset_loss_parts()
         self._eval_sums: list[Tensor] = []
-        if self.teacher is not None:
-            self._prepare_teacher(self.teacher, student)
+        self._teacher_was_checked = False
         self._check_settings(student)
 
     # ---- Preparation ----
@@ -135,84 +122,8 @@ class DistillationTrainer(Trainer):
         student = self.accelerator.unwrap_model(self.model)
         return student.get_base_model() if hasattr(student, "get_base_model") else student
 
-    def _refuse_own_teacher(self, teacher: nn.Module, student: nn.Module) -> None:
-        shared = shared_parameters(teacher, student)
-        if teacher is self.model or teacher is student:
-            what = "is"
-        elif shared:
-            what = f"shares {', '.join(shared[:3])}{' ...' if len(shared) > 3 else ''} with"
-        else:
-            return
-        raise ValueError(
-            f"the teacher {what} the student, so freezing it would freeze the student: pass a copy, "
-            "teacher=copy.deepcopy(model)"
-        )
-
-    def _prepare_teacher(self, teacher: nn.Module, student: nn.Module) -> None:
-        freeze(teacher)
-        if not getattr(teacher, "is_quantized", False) and getattr(teacher, "hf_device_map", None) is None:
-            dtype = self.args.teacher_dtype
-            teacher.to(self.args.device)
-            if dtype not in (None, "auto"):
-                teacher.to(getattr(torch, dtype))
-        self._teacher_inputs = forward_parameters(teacher)
-        self._teacher_only_inputs = self._teacher_inputs - forward_parameters(student)
-        teacher_config, student_config = getattr(teacher, "config", None), getattr(student, "config", None)
-        if teacher_config is None or student_config is None:
-            return
-        if self._problem_type == "regression":
-            if teacher_config.num_labels != student_config.num_labels:
-                raise ValueError(
-                    f"the teacher has {teacher_config.num_labels} outputs, the student {student_config.num_labels}: "
-                    "in regression both need the same"
-                )
-            return
-        index = align_labels(
-            names_in_order(teacher_config.id2label),
-            names_in_order(student_config.id2label),
-            self.args.teacher_label_map,  # type: ignore[arg-type]  # DistillationConfig has made it a dict
-        )
-        if index is not None:
-            self._teacher_label_index = torch.tensor(index, device=self.args.device)
-
-    def _configured_problem_type(self, student: nn.Module) -> ProblemType | None:
-        """Return the problem type that the configs state; None leaves it to the first labels."""
-        stated = {
-            side: getattr(getattr(model, "config", None), "problem_type", None)
-            for side, model in (("student", student), ("teacher", self.teacher))
-            if model is not None
-        }
-        found = {value for value in stated.values() if value is not None}
-        if len(found) > 1:
-            raise ValueError(
-                f"the student's problem_type is {stated['student']}, the teacher's {stated['teacher']}: set the same "
-                "one in both configs"
-            )
-        problem_type = next(iter(found), None)
-        if problem_type is not None and problem_type not in PROBLEM_TYPES:
-            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {problem_type!r}")
-        if problem_type is None and self._is_token_level:
-            problem_type = "single_label_classification"
-        if problem_type is None and getattr(getattr(student, "config", None), "num_labels", None) == 1:
-            problem_type = "regression"
-        return problem_type
-
     def _check_settings(self, student: nn.Module) -> None:
-        if self.args.alpha == 0 and (self.args.label_smoothing_factor or self.compute_loss_func is not None):
-            raise ValueError(
-                "alpha is 0, so there is no label loss for label_smoothing_factor or compute_loss_func to act on: "
-                "leave them out, or raise alpha"
-            )
-        if self.args.label_smoothing_factor:
-            if self.compute_loss_func is not None:
-                raise ValueError(
-                    "label_smoothing_factor and compute_loss_func both define the label loss: set one of them"
-                )
-            if self._problem_type not in (None, "single_label_classification"):
-                raise ValueError(
-                    f"label_smoothing_factor spreads a class label over the other classes, {self._problem_type} has "
-                    "none: set it to 0"
-                )
+        check_label_settings(self.args, self.compute_loss_func, self._problem_type)
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and parallelism.non_data_parallel_size > 1:
             raise ValueError(
@@ -222,34 +133,13 @@ class DistillationTrainer(Trainer):
         evaluation_sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         num_labels = getattr(getattr(student, "config", None), "num_labels", None)
         for dataset in [self.train_dataset, *evaluation_sets]:
-            if isinstance(dataset, datasets.Dataset) and num_labels is not None:
-                self._check_labels(dataset, num_labels)
-
-    def _check_labels(self, dataset: datasets.Dataset, num_labels: int) -> None:
-        column = next((name for name in ("labels", "label") if name in dataset.column_names), None)
-        if column is None:
-            if self.args.alpha == 1:
-                raise ValueError(
-                    f"alpha is 1, training on labels alone, and the data have none: their columns are "
-                    f"{dataset.column_names}"
-                )
-            return
-        feature = dataset.features[column]
-        is_class = isinstance(feature, datasets.ClassLabel) or str(getattr(feature, "dtype", "")).startswith("int")
-        if not is_class or self._problem_type not in (None, "single_label_classification") or not len(dataset):
-            return
-        values = dataset.select_columns(column).with_format("numpy")[:][column]
-        present = values[values != -100]
-        if present.size and (present.min() < 0 or present.max() >= num_labels):
-            raise ValueError(
-                f"the labels run from {present.min()} to {present.max()}, the student has {num_labels} classes: "
-                f"labels must be 0 to {num_labels - 1}, or -100 where one is missing"
-            )
+            check_labels(dataset, num_labels, self._problem_type)
 
     def _set_signature_columns_if_needed(self) -> None:
         # Columns that only the teacher takes (token_type_ids beside a DistilBERT student) must survive too.
         super()._set_signature_columns_if_needed()
-        self._signature_columns += sorted(self._teacher_only_inputs - set(self._signature_columns))
+        if self._teaching is not None:
+            self._signature_columns += sorted(self._teaching.inputs_of_its_own - set(self._signature_columns))
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -257,7 +147,8 @@ class DistillationTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
         # The data set given here has lost its unused columns, its lengths among them.
-        with_lengths = self.train_dataset if len(self.train_dataset) == len(train_dataset) else train_dataset
+        original: Any = self.train_dataset
+        with_lengths = original if len(original) == len(train_dataset) else train_dataset  # type: ignore[arg-type]
         return EpochLengthGroupedSampler(
             self.args.train_batch_size * self.args.gradient_accumulation_steps,
             row_lengths(with_lengths, names[0], self.args.length_column_name),
@@ -268,7 +159,7 @@ class DistillationTrainer(Trainer):
         # The parent groups evaluation by length as well, and `predict` then returns the rows in another order.
         if eval_dataset is None or not has_length(eval_dataset) or self.args.world_size > 1:
             return None
-        return SequentialSampler(eval_dataset)
+        return SequentialSampler(eval_dataset)  # type: ignore[arg-type]
 
     # ---- The loss ----
 
@@ -295,7 +186,7 @@ class DistillationTrainer(Trainer):
         if num_items_in_batch is None:
             counts = torch.stack([sums.num_soft.sum(), sums.num_labels.sum()])
         else:
-            counts = torch.as_tensor(num_items_in_batch, device=sums.soft.device)
+            counts = torch.as_tensor(num_items_in_batch, device=sums.soft.device).expand(2)
         soft_mean = sums.soft.sum() / counts[0].clamp(min=1)
         label_mean = sums.label.sum() / counts[1].clamp(min=1)
         loss = self.args.alpha * label_mean + (1 - self.args.alpha) * soft_mean
@@ -309,7 +200,7 @@ class DistillationTrainer(Trainer):
         return (loss * scale, outputs) if return_outputs else loss * scale
 
     def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        withheld = self._teacher_only_inputs | {"labels"}
+        withheld = {"labels"} | (set() if self._teaching is None else self._teaching.inputs_of_its_own)
         return {name: value for name, value in inputs.items() if name not in withheld}
 
     def _loss_sums(self, outputs: Any, inputs: Mapping[str, Any]) -> LossSums:
@@ -324,9 +215,7 @@ class DistillationTrainer(Trainer):
         zeros = logits.new_zeros(num_rows, dtype=torch.promote_types(logits.dtype, torch.float32))
         soft, num_soft, label, num_labels = zeros, zeros + 1, zeros, zeros
         if self.teacher is not None:
-            values = soft_target_loss(
-                logits, self._aligned_teacher_logits(inputs, logits), self.args.temperature, problem_type
-            )
+            values = soft_target_loss(logits, self._teacher_logits(inputs), self.args.temperature, problem_type)
             mask = self._soft_mask(inputs)
             if mask is not None:
                 values, num_soft = values.masked_fill(~mask, 0.0), mask.sum(-1)
@@ -339,15 +228,12 @@ class DistillationTrainer(Trainer):
             raise ValueError("alpha is 1, training on labels alone, and the batch has no labels")
         return LossSums(soft, num_soft.to(soft.dtype), label, num_labels.to(soft.dtype))
 
-    def _aligned_teacher_logits(self, inputs: Mapping[str, Any], student_logits: Tensor) -> Tensor:
-        assert self.teacher is not None
+    def _teacher_logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        assert self._teaching is not None
         with self.accelerator.autocast():
-            logits = teacher_logits(self.teacher, inputs, self._teacher_inputs)
-        logits = logits.to(student_logits.device)
-        if self._teacher_label_index is not None:
-            logits = logits.index_select(-1, self._teacher_label_index)
+            logits = self._teaching.logits(inputs).to(self.args.device)
         if not self._teacher_was_checked:
-            check_teacher_logits(logits)
+            check_logits(logits)
             self._teacher_was_checked = True
         return logits
 
@@ -433,15 +319,11 @@ class DistillationTrainer(Trainer):
                 )
 
     def _predict_with_teacher(self, name: str | None) -> tuple[Tensor, Tensor | None]:
-        assert self.teacher is not None
         all_logits, all_labels = [], []
         for inputs in self.get_eval_dataloader(name):
             inputs = self._prepare_inputs(inputs)
-            with self.accelerator.autocast():
-                logits = teacher_logits(self.teacher, inputs, self._teacher_inputs).float().to(self.args.device)
-            if self._teacher_label_index is not None:
-                logits = logits.index_select(-1, self._teacher_label_index)
-            check_teacher_logits(logits)
+            logits = self._teacher_logits(inputs).float()
+            check_logits(logits)
             labels = inputs.get("labels")
             if labels is None:
                 return logits, None
@@ -456,7 +338,6 @@ class DistillationTrainer(Trainer):
         return torch.cat(all_logits), torch.cat(all_labels)
 
     def _reset_loss_parts(self) -> None:
-        self._teacher_was_checked = False
         self._loss_parts = torch.zeros(2, device=self.args.device)
         self._num_steps_since_log = 0
 
@@ -521,18 +402,3 @@ class _DatasetEpochCallback(TrainerCallback):
         dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
         if isinstance(dataset, Dataset) and hasattr(dataset, "set_epoch"):
             dataset.set_epoch(int(state.epoch or 0))
-
-
-def check_teacher_logits(logits: Tensor) -> None:
-    """Refuse a teacher's logits that are not numbers.
-
-    Raises:
-        ValueError: some are NaN or positive infinity (negative infinity rules a class out).
-    """
-    unusable = logits.isnan() | logits.isposinf()
-    if bool(unusable.any()):
-        raise ValueError(
-            f"the teacher's logits are NaN or infinite in {int(unusable.sum())} of {logits.numel()} places: its "
-            "weights are damaged, or teacher_dtype is too narrow for it (float16 overflows above 65504; use bfloat16 "
-            "or float32)"
-        )

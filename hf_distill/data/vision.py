@@ -50,7 +50,8 @@ class ImageRows(Dataset):
         self.horizontal_flip = horizontal_flip
         self.seed = seed
         # Shared with worker processes, which live on from epoch to epoch where dataloader_persistent_workers is set.
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.long)
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose augmentation the next rows get."""

@@ -57,7 +57,9 @@ class Metrics:
             else:
                 given = predictions[present], labels[present]
             computed = module.compute(predictions=given[0], references=given[1])
-            found |= {name: float(value) for name, value in computed.items() if np.isscalar(value)}
+            found |= {
+                name: float(value) for name, value in computed.items() if isinstance(value, int | float | np.number)
+            }
         return found
 
     def _as_names(self, indices: np.ndarray, present: np.ndarray) -> list[list[str]]:

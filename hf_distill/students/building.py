@@ -119,11 +119,11 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> Pre
     References:
         Sanh et al., "DistilBERT, a distilled version of BERT", arXiv 1910.01108, section 3 (one layer out of two).
     """
-    num_layers = getattr(teacher.config, "num_hidden_layers", None)
+    num_layers = int(getattr(teacher.config, "num_hidden_layers", 0))
     stacks = [
         name
         for name, module in teacher.named_modules()
-        if isinstance(module, nn.ModuleList) and num_layers is not None and len(module) == num_layers
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers > 0
     ]
     if len(stacks) != 1:
         raise ValueError(

@@ -1,10 +1,9 @@
-"""Load a teacher, freeze it, and refuse one that has nothing to teach."""
+"""Load a ready teacher, and refuse one whose head was never trained."""
 
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForImageClassification,
@@ -81,43 +80,12 @@ def task_of(model: nn.Module) -> str:
     )
 
 
-def freeze(teacher: nn.Module) -> None:
-    """Put a teacher in evaluation mode and take its parameters out of training, in place."""
-    teacher.eval()
-    teacher.requires_grad_(False)
-
-
-def shared_parameters(teacher: nn.Module, student: nn.Module) -> list[str]:
-    """Name the parameters of the student that are, or share memory with, parameters of the teacher."""
-    taught_by = {parameter.data_ptr() for parameter in teacher.parameters()} - {0}
-    return [name for name, parameter in student.named_parameters() if parameter.data_ptr() in taught_by]
-
-
 def forward_parameters(model: nn.Module) -> set[str]:
     """Name the inputs that a model's `forward` takes, labels excepted."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     parameters = inspect.signature(base.forward).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named - {"labels"}
-
-
-def teacher_logits(teacher: nn.Module, inputs: Mapping[str, Any], known: set[str]) -> Tensor:
-    """Run a frozen teacher on the inputs that it knows.
-
-    Args:
-        teacher: a frozen classifier.
-        inputs: a batch; floating tensors are converted to the type of the teacher's weights.
-        known: the inputs that the teacher takes (`forward_parameters`); the others are left out.
-
-    Returns:
-        `(batch, num_labels)` or `(batch, tokens, num_labels)`, in the teacher's label order.
-    """
-    if teacher.training:  # a caller may have set it by way of a parent module
-        teacher.eval()
-    dtype = next((p.dtype for p in teacher.parameters() if p.is_floating_point()), None)
-    own = {name: _converted(value, dtype) for name, value in inputs.items() if name in known}
-    with torch.no_grad():
-        return logits_of(teacher(**own))
 
 
 def logits_of(outputs: Any) -> Tensor:
@@ -129,9 +97,3 @@ def logits_of(outputs: Any) -> Tensor:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, for a message that quotes it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _converted(value: Any, dtype: torch.dtype | None) -> Any:
-    if dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(dtype)
-    return value

@@ -63,9 +63,12 @@ def measure_quality(logits: Tensor, labels: Tensor, problem_type: ProblemType) -
     if problem_type == "multi_label_classification":
         predicted, true = (logits > 0)[present].long(), (labels > 0.5)[present].long()
         classes = torch.arange(labels.shape[-1]).expand_as(labels)[present]
-        predicted, true = predicted + 2 * classes, true + 2 * classes
-        chance = sum(_expected_agreement(predicted[classes == c], true[classes == c]) for c in classes.unique())
-        chance = float(chance) / int(classes.unique().numel())
+        by_class = [
+            _expected_agreement(predicted[classes == c], true[classes == c])
+            for c in range(labels.shape[-1])
+            if bool((classes == c).any())
+        ]
+        chance = sum(by_class) / len(by_class)
     else:
         predicted, true = logits.argmax(-1)[present], labels[present]
         chance = _expected_agreement(predicted, true)
