@@ -94,9 +94,11 @@ def train(
 @app.command()
 def check(recipe: RecipeArgument, overrides: OverridesArgument = None, debug: DebugOption = False) -> None:
     """Check a recipe and print what it would do; nothing is loaded, trained or written."""
+    from hf_distill.plan import plan
     from hf_distill.recipe import load_recipe
 
-    typer.echo(load_recipe(recipe, overrides or []).to_yaml().rstrip())
+    for name, text in plan(load_recipe(recipe, overrides or [])):
+        typer.echo(f"{name:9} {text}")
 
 
 @recipes_app.callback(invoke_without_command=True)

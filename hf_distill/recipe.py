@@ -50,7 +50,7 @@ class Data(_Section):
     text_pair_column: str | None = Field(None, description="Column of the second text of a pair.")
     image_column: str | None = Field(None, description="Column of images.")
     label_column: str | None = Field(None, description="Column of labels.")
-    label_names: list[str] | None = Field(None, description="Names of the classes, in their order.")
+    label_names: list[str] | None = Field(None, min_length=2, description="Names of the classes, in their order.")
     train_split: str = Field("train", description="Training split, or a part of one: train[:90%].")
     eval_split: str | None = Field(None, description="Split that the models are judged on.")
     test_split: str | None = Field(None, description="Split of the final results, if another.")
@@ -155,7 +155,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         problems += [_described(problem) for problem in error.errors()]
-    problems += _training_problems(values)
+    problems += _training_problems(values) + _numbers_as_text(values)
     if recipe is not None:
         problems += _conflicts(recipe)
     if problems or recipe is None:
@@ -164,8 +164,15 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_resolved(path: Path) -> Recipe:
-    """Read the recipe that a run has written beside its results."""
-    return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    """Read the recipe that a run has written beside its results.
+
+    Raises:
+        ValueError: it is not one that this version has written.
+    """
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML") from error
 
 
 def bundled_recipes() -> dict[str, Path]:
@@ -270,8 +277,17 @@ def _described(problem: Mapping[str, Any]) -> str:
         return f"{key}: unknown key{_suggestion(problem['loc'])}"
     if kind == "value_error":
         return f"{key}: {problem['ctx']['error']}"
-    expected = problem["msg"].removeprefix("Input should be ").replace("Input should have", "should have")
-    return f"{key}: expected {expected}, got {got!r}{_yaml_hint(got)}"
+    return _mismatch(key, _expected(problem), got)
+
+
+def _expected(problem: Mapping[str, Any]) -> str:
+    """Say what pydantic expects in the words of YAML."""
+    kind, limits = problem["type"], problem.get("ctx", {})
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return "a mapping (key: value)"
+    if kind == "too_short":
+        return f"a list of {limits['min_length']} or more"
+    return str(problem["msg"]).removeprefix("Input should be ").removeprefix("Keys should be ")
 
 
 def _suggestion(location: Sequence[Any]) -> str:
@@ -291,12 +307,13 @@ def _did_you_mean(key: str, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}" if len(known) < 25 else ""
 
 
-def _yaml_hint(got: Any) -> str:
+def _mismatch(key: str, expected: str, got: Any) -> str:
+    hint = ""
     if isinstance(got, str) and _NUMBER.fullmatch(got):
-        return f" as text: YAML reads a number only with a point before the e, write {_with_point(got)}"
-    if isinstance(got, bool):
-        return ': YAML reads a bare yes, no, on and off as true and false, write "no" for the word'
-    return ""
+        hint = f" as text: YAML reads a number only with a point before the e, write {_with_point(got)}"
+    elif isinstance(got, bool) and "string" in expected:
+        hint = ': YAML reads a bare yes, no, on and off as true and false, write "no" for the word'
+    return f"{key}: expected {expected}, got {got!r}{hint}"
 
 
 def _with_point(number: str) -> str:
@@ -320,6 +337,17 @@ def _training_problems(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _numbers_as_text(values: Mapping[str, Any]) -> list[str]:
+    """Find numbers that YAML reads as text in fields of models and processors, which are passed on unchecked."""
+    return [
+        _mismatch(f"{section}.{field}.{key}", "a number", value)
+        for section, field in (("teacher", "config"), ("student", "config"), ("data", "processor"))
+        if isinstance(values.get(section), dict) and isinstance(values[section].get(field), dict)
+        for key, value in _flat(values[section][field]).items()
+        if isinstance(value, str) and _NUMBER.fullmatch(value)
+    ]
+
+
 _OF_THE_RUN = {
     "output_dir": "is the run's own: set output_dir at the top of the recipe",
     "push_to_hub": "is not done from a recipe: publish the folder student/ of the finished run",
@@ -339,29 +367,36 @@ def _section_problems(name: str, section: dict[str, Any], refused: Mapping[str, 
 
     hints = get_type_hints(DistillationConfig)
     known = list(DistillationConfig.__dataclass_fields__)
-    problems = []
+    problems, sound = [], {}
     for key, value in section.items():
         if key in refused:
             problems.append(f"{name}.{key}: {refused[key]}")
         elif key not in known:
-            problems.append(f"{name}.{key}: unknown key{_did_you_mean(str(key), known)}")
+            meant = _did_you_mean(str(key), known) or "; known are the fields of transformers' TrainingArguments"
+            problems.append(f"{name}.{key}: unknown key{meant}")
+        elif found := _value_problems(f"{name}.{key}", value, hints[key]):
+            problems += found
         else:
-            problems += _value_problems(f"{name}.{key}", value, hints[key])
-    if problems:
-        return problems
+            sound[key] = value
+    own = DistillationConfig.__annotations__
+    if problems:  # fields of TrainingArguments depend on each other, so with one of them out only our own are judged
+        sound = {key: value for key, value in sound.items() if key in own}
     try:
-        DistillationConfig(output_dir="unused", **section)
+        DistillationConfig(output_dir="unused", **sound)
     except (ValueError, ImportError) as error:
-        return [f"{name}: {line}" for line in str(error).splitlines() if line.strip()]
-    return []
+        # Transformers goes on with a sentence on lines that begin with a dash.
+        for line in filter(str.strip, re.sub(r"\n\s*-", " -", str(error)).splitlines()):
+            field, _, rest = line.partition(" ")
+            problems.append(f"{name}.{field}: {rest}" if field in own else f"{name}: {line}")
+    return problems
 
 
 def _value_problems(key: str, value: Any, hint: Any) -> list[str]:
     try:
         TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
     except ValidationError as error:
-        expected = " or ".join(dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors()))
-        return [f"{key}: expected {expected}, got {value!r}{_yaml_hint(value)}"]
+        expected = " or ".join(dict.fromkeys(_expected(problem) for problem in error.errors()))
+        return [_mismatch(key, expected, value)]
     return []
 
 

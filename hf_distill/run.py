@@ -15,20 +15,21 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import AutoConfig, PreTrainedModel, TrainerCallback, set_seed
 
 import hf_distill
 from hf_distill.config import DistillationConfig
-from hf_distill.data.loading import MISSING_LABEL, Splits, load_rows, prepare_splits
+from hf_distill.data.labels import MISSING_LABEL
+from hf_distill.data.loading import Splits, load_rows, prepare_splits, reorder_labels
 from hf_distill.evaluation.measuring import Metrics, agreement
 from hf_distill.evaluation.results import ModelResult, Results, gap_closed
 from hf_distill.inputs import Inputs, prepare_inputs
 from hf_distill.publishing.model_card import model_card
 from hf_distill.recipe import Recipe, Student, Teacher
-from hf_distill.students.building import model_from_checkpoint, model_from_config, student_from_teacher
+from hf_distill.students.building import model_from_checkpoint, model_from_config, set_labels, student_from_teacher
 from hf_distill.teachers.frozen import check_logits
 from hf_distill.teachers.label_space import align_labels, names_in_order
-from hf_distill.teachers.loading import AUTO_CLASSES, load_teacher
+from hf_distill.teachers.loading import AUTO_CLASSES, first_line, load_teacher
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.workspace import Checkpoint, Workspace
 
@@ -48,6 +49,7 @@ def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
         ValueError: something in the data, the models or the output folder is not as it should be.
     """
     folder = Path(recipe.output_dir).expanduser()
+    _ = _arguments(recipe, "student", folder).device  # settles on which devices, before any process waits for another
     with _held(folder, recipe, overwrite) as workspace:
         data = recipe.data
         rows = load_rows(dataset=data.dataset, name=data.name, revision=data.revision, path=data.path)
@@ -57,6 +59,7 @@ def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
             seed=int(recipe.training.get("seed", 42)),
             **data.model_dump(exclude={"dataset", "name", "revision", "path", "max_length", "augment", "processor"}),
         )
+        splits = _in_the_students_order(recipe, splits)
         metrics = Metrics(recipe.metrics, splits.label_names)
         with PartialState().main_process_first():
             inputs = prepare_inputs(recipe, splits)
@@ -84,6 +87,16 @@ class _Run:
 
     def results(self) -> Results:
         """Go through the stages, write results.json and the card."""
+        facts = self._data_facts()
+        if facts["unlabelled_share"] == 1 and (self.recipe.baseline or self.recipe.teacher.training is not None):
+            raise ValueError(
+                "no row of the train split has a label: the teacher must be a ready one (no teacher.training), and "
+                "there is nothing to train a baseline on (baseline: false)"
+            )
+        self._rehearse()
+        if PartialState().is_main_process:
+            self.workspace.begin()
+        PartialState().wait_for_everyone()
         teacher, teacher_seconds = self._teacher()
         teacher_logits, labels = self._predict(teacher)
         check_logits(torch.from_numpy(teacher_logits))
@@ -107,7 +120,7 @@ class _Run:
             if baseline_result is None
             else gap_closed(*(model.metrics[first] for model in (teacher_result, student_result, baseline_result))),
             environment=environment(),
-            data=self._data_facts(),
+            data=facts,
         )
         if PartialState().is_main_process:
             model_card(self.recipe.model_dump(), results).save(self.workspace.model_folder("student") / "README.md")
@@ -115,6 +128,19 @@ class _Run:
         return results
 
     # ---- Models ----
+
+    def _rehearse(self) -> None:
+        """Build the models once, so that a mistake in one shows before another is trained and anything is written."""
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # what there is to say is said when they are built for good
+        try:
+            section = self.recipe.teacher
+            teacher = self._teacher()[0] if section.training is None else self._new_model(section)
+            if section.training is None:
+                self._label_order(teacher)
+            self._student(teacher)
+        finally:
+            transformers.logging.set_verbosity(verbosity)
 
     def _teacher(self) -> tuple[PreTrainedModel, float | None]:
         section = self.recipe.teacher
@@ -135,7 +161,9 @@ class _Run:
         section = self.recipe.student
         if section.from_teacher is None:
             return self._new_model(section)
-        return student_from_teacher(teacher, section.from_teacher.layers)
+        student = student_from_teacher(teacher, section.from_teacher.layers)
+        set_labels(student.config, self.splits.label_names)
+        return student
 
     def _new_model(self, section: Teacher | Student) -> PreTrainedModel:
         if section.config is not None:
@@ -159,7 +187,7 @@ class _Run:
         record = self.workspace.record(stage)
         if record is not None:
             return self._load(self.workspace.model_folder(stage)), record["train_seconds"]
-        args = self._arguments(stage)
+        args = _arguments(self.recipe, stage, self.workspace.checkpoints(stage))
         set_seed(args.seed)
         model = build()
         checkpoint = self.workspace.last_checkpoint(stage)
@@ -193,16 +221,6 @@ class _Run:
         PartialState().wait_for_everyone()
         return model, seconds
 
-    def _arguments(self, stage: str) -> DistillationConfig:
-        settings: dict[str, Any] = {"save_total_limit": 1, "dataloader_pin_memory": torch.cuda.is_available()}
-        if self.recipe.is_text:
-            settings["train_sampling_strategy"] = "group_by_length"
-        chosen = self.recipe.teacher.training if stage == "teacher" else self.recipe.training
-        settings |= chosen or {}
-        if stage != "student":
-            settings["alpha"] = 1.0
-        return DistillationConfig(output_dir=str(self.workspace.checkpoints(stage)), **settings)
-
     def _load(self, folder: Path) -> PreTrainedModel:
         return AUTO_CLASSES[self.recipe.task].from_pretrained(str(folder), dtype=torch.float32)
 
@@ -210,19 +228,22 @@ class _Run:
 
     def _predict(self, model: PreTrainedModel) -> tuple[np.ndarray, np.ndarray]:
         """Return a model's logits, in the order of the data's labels, and the labels of the rows judged on."""
-        args = self._arguments("student")
-        args.alpha = 1.0
+        # Any stage but the student's needs no teacher; nothing is trained, saved or smoothed here.
+        nothing = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        args = _arguments(
+            self.recipe, "baseline", self.workspace.checkpoints("student"), label_smoothing_factor=0.0, **nothing
+        )
         trainer = DistillationTrainer(
             model=model, args=args, data_collator=self.inputs.collator, processing_class=self.inputs.processor
         )
         prediction = trainer.predict(self.inputs.judged)
         logits = _array(prediction.predictions)
-        order = align_labels(
-            names_in_order(model.config.id2label),
-            self.splits.label_names,
-            self.recipe.training.get("teacher_label_map"),
-        )
+        order = self._label_order(model)
         return logits if order is None else logits[..., order], prediction.label_ids
+
+    def _label_order(self, model: PreTrainedModel) -> list[int] | None:
+        label_map = self.recipe.training.get("teacher_label_map")
+        return align_labels(names_in_order(model.config.id2label), self.splits.label_names, label_map)
 
     def _measured(
         self, model: PreTrainedModel, logits: np.ndarray, labels: np.ndarray, seconds: float | None
@@ -245,6 +266,35 @@ class _Run:
             "unlabelled_share": sum(missing) / len(missing),
             "label_names": list(self.splits.label_names),
         }
+
+
+def _in_the_students_order(recipe: Recipe, splits: Splits) -> Splits:
+    """Number the classes as a student does that takes its head from a ready teacher."""
+    teacher = recipe.teacher
+    if recipe.student.from_teacher is None or teacher.training is not None:
+        return splits
+    try:
+        config = AutoConfig.from_pretrained(
+            teacher.model, revision=teacher.revision or "main", trust_remote_code=teacher.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the teacher {teacher.model!r}: {first_line(error)}") from error
+    label_map = recipe.training.get("teacher_label_map")
+    back = None if label_map is None else {theirs: ours for ours, theirs in label_map.items()}
+    order = align_labels(splits.label_names, names_in_order(config.id2label), back)
+    return splits if order is None else reorder_labels(splits, order)
+
+
+def _arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> DistillationConfig:
+    """Return a stage's settings: defaults, what the recipe says, and what is `fixed`."""
+    settings: dict[str, Any] = {"save_total_limit": 1, "dataloader_pin_memory": torch.cuda.is_available()}
+    if recipe.is_text:
+        settings["train_sampling_strategy"] = "group_by_length"
+    chosen = recipe.teacher.training if stage == "teacher" else recipe.training
+    settings |= {**(chosen or {}), **fixed}
+    if stage != "student":
+        settings["alpha"] = 1.0
+    return DistillationConfig(output_dir=str(folder), **settings)
 
 
 class _Clock(TrainerCallback):

@@ -52,6 +52,8 @@ def row_lengths(dataset: Dataset, input_name: str, length_column: str) -> list[i
     else:
         first = dataset[0]
         known = list(first)
+        if length_column in first:
+            return [int(dataset[index][length_column]) for index in range(len(dataset))]  # type: ignore[arg-type]
         if input_name in first:
             return [len(dataset[index][input_name]) for index in range(len(dataset))]  # type: ignore[arg-type]
     raise ValueError(

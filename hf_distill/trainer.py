@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 from transformers.utils import logging
 
@@ -336,6 +336,34 @@ class DistillationTrainer(Trainer):
             all_logits.append(logits.cpu())
             all_labels.append(labels.cpu())
         return torch.cat(all_logits), torch.cat(all_labels)
+
+    # The parent loads a checkpoint's weights under the names in the file, but `save_pretrained` writes many models, ViT
+    # among them, under older names: it then resumes, with a warning at most, from the weights that training started
+    # with. https://github.com/huggingface/transformers/issues/43701
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._has_plain_weights():
+            self._load_plain_weights(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._has_plain_weights():
+            self._load_plain_weights(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    def _has_plain_weights(self) -> bool:
+        return isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _load_plain_weights(self, checkpoint: str) -> None:
+        loaded, report = type(self.model).from_pretrained(checkpoint, dtype=self.model.dtype, output_loading_info=True)
+        if report["missing_keys"]:
+            raise ValueError(
+                f"the checkpoint {checkpoint} lacks {', '.join(sorted(report['missing_keys'])[:4])}: it is damaged or "
+                "of another model. Resume from another one."
+            )
+        self.model.load_state_dict(loaded.state_dict())
 
     def _reset_loss_parts(self) -> None:
         self._loss_parts = torch.zeros(2, device=self.args.device)

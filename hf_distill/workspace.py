@@ -1,5 +1,6 @@
 """A run's output folder: what is finished in it, where to go on, and whose it is."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ STAGES = ("teacher", "student", "baseline")
 
 
 class Workspace:
-    """The output folder of one run.
+    """The output folder of one run, held until `release`; `begin` is the first to write or delete anything in it.
 
     A stage's model appears under its final name only when it is whole (it is written beside and renamed), and a
     record of the stage in `stages/` only after that, so a run killed at any moment finds out where it was.
@@ -34,6 +35,9 @@ class Workspace:
 
     def __init__(self, path: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
         self.path = path
+        self._recipe = recipe
+        self._overwrite = overwrite
+        self._has_begun = False
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock")
@@ -44,11 +48,12 @@ class Workspace:
             raise ValueError(
                 f"output_dir: cannot write to {path}: {error.strerror or error}. Choose another folder."
             ) from error
-        try:
-            self._take(recipe, overwrite)
-        except BaseException:
-            self._lock.release()
-            raise
+        if not overwrite:
+            try:
+                self._refuse_other_runs()
+            except ValueError:
+                self.release()
+                raise
 
     @classmethod
     def attached(cls, path: Path) -> "Workspace":
@@ -56,32 +61,36 @@ class Workspace:
         workspace = cls.__new__(cls)
         workspace.path = path
         workspace._lock = FileLock(path / ".lock")
+        workspace._has_begun = True
         return workspace
 
-    def _take(self, recipe: Recipe, overwrite: bool) -> None:
-        ours = [self.path / name for name in ("recipe.yaml", "results.json", "stages", "checkpoints", *STAGES)]
-        if not (self.path / "recipe.yaml").exists():
-            present = [entry.name for entry in ours if entry.exists()]
-            if present and not overwrite:
-                raise ValueError(
-                    f"output_dir: {self.path} holds {', '.join(present)}, which no run recorded here has made and this "
-                    "run would replace: choose another folder, or pass --overwrite to delete them"
-                )
-        elif not overwrite:
-            self._refuse_other_settings(recipe)
-        if overwrite:
-            for entry in ours:
+    def begin(self) -> None:
+        """Make room for the run, and note its settings: from here on the folder is its own."""
+        if self._overwrite:
+            for entry in self._entries():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 else:
                     entry.unlink(missing_ok=True)
         for stage in STAGES:
             shutil.rmtree(self._part(stage), ignore_errors=True)
-        self._write("recipe.yaml", recipe.to_yaml())
+        self._write("recipe.yaml", self._recipe.to_yaml())
+        self._has_begun = True
 
-    def _refuse_other_settings(self, recipe: Recipe) -> None:
+    def _entries(self) -> list[Path]:
+        return [self.path / name for name in ("recipe.yaml", "results.json", "stages", "checkpoints", *STAGES)]
+
+    def _refuse_other_runs(self) -> None:
+        if not (self.path / "recipe.yaml").exists():
+            present = [entry.name for entry in self._entries() if entry.exists()]
+            if present:
+                raise ValueError(
+                    f"output_dir: {self.path} holds {', '.join(present)}, which no run recorded here has made and this "
+                    "run would replace: choose another folder, or pass --overwrite to delete them"
+                )
+            return
         try:
-            changed = differences(read_resolved(self.path / "recipe.yaml"), recipe)
+            changed = differences(read_resolved(self.path / "recipe.yaml"), self._recipe)
         except (ValidationError, ValueError) as error:
             raise ValueError(
                 f"output_dir: {self.path / 'recipe.yaml'} is not a recipe that this version can read, so its settings "
@@ -94,7 +103,11 @@ class Workspace:
             )
 
     def release(self) -> None:
-        """Let other processes in."""
+        """Let other processes in; a folder that was made for a run that never began is removed."""
+        if not self._has_begun:
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
         self._lock.release()
 
     def model_folder(self, stage: str) -> Path:
@@ -107,10 +120,9 @@ class Workspace:
 
     def record(self, stage: str) -> dict[str, Any] | None:
         """Return what a finished stage has recorded, or None if it is not finished."""
-        file = self.path / "stages" / f"{stage}.json"
-        if not file.exists() or not self.model_folder(stage).is_dir():
+        if stage not in finished_stages(self.path):
             return None
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads((self.path / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
 
     def finish(self, stage: str, save: Callable[[Path], None], record: dict[str, Any]) -> None:
         """Save a stage's model and record, and drop the checkpoints that led to it.
@@ -147,6 +159,26 @@ class Workspace:
         part.write_text(text, encoding="utf-8")
         os.replace(part, file)
         return file
+
+
+def state_of(path: Path, recipe: Recipe) -> tuple[list[str] | None, list[str]]:
+    """Look at an output folder without touching it.
+
+    Returns:
+        the settings that differ from those of the run in it, None if there is no run; and its finished stages.
+    """
+    if not (path / "recipe.yaml").exists():
+        return None, []
+    try:
+        changed = differences(read_resolved(path / "recipe.yaml"), recipe)
+    except ValueError:
+        changed = ["recipe.yaml cannot be read"]
+    return changed, finished_stages(path)
+
+
+def finished_stages(path: Path) -> list[str]:
+    """Name the stages that are finished in an output folder: those with a model and a record."""
+    return [stage for stage in STAGES if (path / stage).is_dir() and (path / "stages" / f"{stage}.json").exists()]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Load the splits of a data set, find its columns, and bring its labels into one form."""
+"""Load the splits of a data set, and find its columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,14 +7,17 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List
 
-MISSING_LABEL = -100
+from hf_distill.data.labels import index_labels, is_text
+
 _EVAL_SPLITS = ("validation", "valid", "dev", "test")
 _FILE_TYPES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 _TEXT_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"))
 _LABEL_COLUMNS = ("label", "labels")
 _TAG_COLUMNS = ("ner_tags", "tags", "labels", "pos_tags")
+# Without these, words such as None, NA and null are read as missing, be they labels or texts.
+_CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,9 @@ def load_rows(
         else:
             assert path is not None
             loaded = _load_path(Path(path).expanduser())
-    except (datasets.exceptions.DatasetsError, datasets.exceptions.DatasetGenerationError) as error:
-        cause = error.__cause__ or error
-        raise ValueError(
-            f"data: cannot read {dataset or path}: {str(cause).splitlines()[0]}. A column that holds numbers in some "
-            "rows and text in others is a usual cause: make it one of them."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"data: cannot read {dataset or path}: {str(error).splitlines()[0]}") from error
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        reason = _reason(error, on_hub=dataset is not None)
+        raise ValueError(f"data: cannot read {dataset or path}: {reason}") from error
     return loaded if isinstance(loaded, DatasetDict) else DatasetDict({str(loaded.split or "train"): loaded})
 
 
@@ -84,13 +82,30 @@ def _load_path(path: Path) -> Dataset | DatasetDict:
     if not path.exists():
         raise ValueError("there is no such file or folder")
     if path.is_file():
-        if path.suffix not in _FILE_TYPES:
+        suffix = path.suffix.lower()
+        if suffix not in _FILE_TYPES:
             raise ValueError(f"expected a file that ends in {', '.join(_FILE_TYPES)}, got {path.name}")
-        options = {"sep": "\t"} if path.suffix == ".tsv" else {}
-        return datasets.load_dataset(_FILE_TYPES[path.suffix], data_files=str(path), **options)
+        options = _CSV_OPTIONS if _FILE_TYPES[suffix] == "csv" else {}
+        separator = {"sep": "\t"} if suffix == ".tsv" else {}
+        return datasets.load_dataset(_FILE_TYPES[suffix], data_files=str(path), **options, **separator)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return datasets.load_from_disk(str(path))
-    return datasets.load_dataset(str(path))
+    of_csv_files = datasets.load_dataset_builder(str(path)).name == "csv"
+    return datasets.load_dataset(str(path), **(_CSV_OPTIONS if of_csv_files else {}))
+
+
+def _reason(error: Exception, *, on_hub: bool) -> str:
+    """Say in one line why a data set could not be read, and what helps."""
+    lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    # The first line of an error about columns says nothing, the second one names them.
+    said = next((line for line in lines if not line.startswith("An error occurred while generating")), str(error))
+    if "corresponds to no data" in said:
+        return "it has no rows"
+    if on_hub:
+        return f"{said.rstrip('.')}. Check the id and the connection; a local file or folder is named by data.path."
+    if "Failed to parse string" in said or "changed from" in said:
+        return f"{said.rstrip('.')}. Some rows hold numbers and others text in one column: make them one of the two."
+    return said
 
 
 def _sklearn_digits() -> DatasetDict:
@@ -162,14 +177,10 @@ def _split(rows: DatasetDict, spec: str, key: str) -> Dataset:
             f"data.{key}: {spec!r} is not a split or a part of one, such as {name}[:90%]: {error}"
         ) from error
     whole = rows[name]
-    dataset = (
-        whole
-        if (part.from_, part.to) in ((None, None), (0, len(whole)))
-        else whole.select(range(part.from_ or 0, len(whole) if part.to is None else part.to))
-    )
-    if len(dataset) == 0:
-        raise ValueError(f"data.{key}: split {spec!r} has no rows")
-    return dataset
+    chosen = range(len(whole))[part.from_ : part.to]
+    if not chosen:
+        raise ValueError(f"data.{key}: split {spec!r} has no rows, {name} has {len(whole)}")
+    return whole if len(chosen) == len(whole) else whole.select(chosen)
 
 
 def find_columns(
@@ -189,20 +200,29 @@ def find_columns(
     label = _label_column(dataset, task, label_column)
     if task == "image-classification":
         images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-        return Columns((_named_or_only(dataset, "image_column", image_column, images, "images"),), label)
+        return Columns((_input_column(dataset, "image_column", image_column, images, "images"),), label)
     if task == "token-classification":
         words = [name for name, feature in dataset.features.items() if _is_text_list(feature) and name != label]
-        words = ["tokens"] if "tokens" in words else words
-        return Columns((_named_or_only(dataset, "text_column", text_column, words, "lists of words"),), label)
-    texts = [name for name, feature in dataset.features.items() if _is_text(feature) and name != label]
+        guesses = ["tokens"] if "tokens" in words and text_column is None else words
+        return Columns((_input_column(dataset, "text_column", text_column, guesses, "lists of words"),), label)
+    texts = [name for name, feature in dataset.features.items() if is_text(feature) and name != label]
     if text_column is None and text_pair_column is None:
         pair = next((pair for pair in _TEXT_PAIRS if set(pair) <= set(texts)), None)
         if pair is not None:
             return Columns(pair, label)
-    first = _named_or_only(dataset, "text_column", text_column, texts, "text")
+    first = _input_column(dataset, "text_column", text_column, texts, "text")
     if text_pair_column is None:
         return Columns((first,), label)
-    return Columns((first, _named_or_only(dataset, "text_pair_column", text_pair_column, [], "text")), label)
+    return Columns((first, _input_column(dataset, "text_pair_column", text_pair_column, texts, "text")), label)
+
+
+def _input_column(dataset: Dataset, key: str, named: str | None, fitting: Sequence[str], what: str) -> str:
+    """Take a column that holds what it should and is not the label's: the one that is named, or the only one."""
+    column = _named_or_only(dataset, key, named, fitting, what)
+    if column not in fitting:
+        others = f": {what} are in {', '.join(fitting)}" if fitting else ""
+        raise ValueError(f"data.{key} {column!r} is the label column or holds no {what}{others}")
+    return column
 
 
 def _label_column(dataset: Dataset, task: str, named: str | None) -> str | None:
@@ -227,12 +247,8 @@ def _named_or_only(dataset: Dataset, key: str, named: str | None, candidates: Se
     raise ValueError(f"data.{key} is not set and cannot be guessed: {found} among {', '.join(dataset.column_names)}")
 
 
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
 def _is_text_list(feature: Any) -> bool:
-    return isinstance(feature, List) and _is_text(feature.feature)
+    return isinstance(feature, List) and is_text(feature.feature)
 
 
 def prepare_splits(
@@ -268,119 +284,38 @@ def prepare_splits(
         rows, train=train_split, evaluation=eval_split, test=test_split, max_train_rows=max_train_rows, seed=seed
     )
     columns = find_columns(train, task, **column_names)
-    splits = Splits(train, evaluation, test, columns, tuple(label_names or ()))
+    splits = Splits(train, evaluation, test, columns, ())
     for role, dataset in splits.named().items():
         absent = [name for name in (*columns.inputs, columns.label) if name and name not in dataset.column_names]
         if absent:
             raise ValueError(f"data: the {role} split has no column {', '.join(absent)}, the train split has")
-    return _with_class_indices(splits)
+    assert columns.label is not None
+    words = columns.inputs[0] if task == "token-classification" else None
+    indexed, names = index_labels(splits.named(), columns.label, words=words, label_names=label_names)
+    return Splits(indexed["train"], indexed["evaluation"], indexed.get("test"), columns, names)
 
 
-def _with_class_indices(splits: Splits) -> Splits:
-    column = splits.columns.label
-    assert column is not None
-    kinds = {role: _label_kind(dataset, column) for role, dataset in splits.named().items()}
-    if len(set(kinds.values())) > 1:
-        raise ValueError(f"data.label_column {column!r} holds {_listed(kinds)}: make them one type")
-    kind = kinds["train"]
-    feature = _item_feature(splits.train, column)
-    given = splits.label_names
-    if kind == "classes":
-        names = tuple(feature.names)
-        for role, dataset in splits.named().items():
-            other = tuple(_item_feature(dataset, column).names)
-            if other != names:
-                raise ValueError(f"data: the {role} split has the classes {list(other)}, the train split {list(names)}")
-        if given and len(given) != len(names):
-            raise ValueError(f"data.label_names has {len(given)} names, the data have {len(names)} classes")
-        index = {i: i for i in range(len(names))}
-        names = given or names
-    else:
-        values = _distinct(splits.train, column)
-        if kind == "text":
-            _refuse_mixed(values, column, given)
-        if given and kind == "numbers":
-            index = {i: i for i in range(len(given))}
-            names = given
-        else:
-            names = given or tuple(str(value) for value in values)
-            index = {value: i for i, value in enumerate(given or values)}
-    if len(names) < 2:
-        raise ValueError(
-            f"data.label_column {column!r} has {len(names)} class in the train split ({', '.join(names) or 'none'}): "
-            "a classifier needs two or more"
-        )
-    indexed = {role: _indexed(dataset, role, column, index) for role, dataset in splits.named().items()}
+def reorder_labels(splits: Splits, order: Sequence[int]) -> Splits:
+    """Give the classes other indices.
+
+    Args:
+        splits: prepared splits.
+        order: for each new index, the class's present one.
+    """
+    new_index = {old: new for new, old in enumerate(order)}
+
+    def convert(labels: Any) -> Any:
+        return [convert(label) for label in labels] if isinstance(labels, list) else new_index.get(labels, labels)
+
+    reordered = {}
+    for role, rows in splits.named().items():
+        feature = rows.features["labels"]
+        labels = convert(list(rows.with_format(None)["labels"]))
+        reordered[role] = rows.remove_columns("labels").add_column("labels", labels, feature=feature)
     return replace(
         splits,
-        train=indexed["train"],
-        evaluation=indexed["evaluation"],
-        test=indexed.get("test"),
-        label_names=names,
+        train=reordered["train"],
+        evaluation=reordered["evaluation"],
+        test=reordered.get("test"),
+        label_names=tuple(splits.label_names[old] for old in order),
     )
-
-
-def _item_feature(dataset: Dataset, column: str) -> Any:
-    feature = dataset.features[column]
-    return feature.feature if isinstance(feature, List) else feature
-
-
-def _label_kind(dataset: Dataset, column: str) -> str:
-    feature = _item_feature(dataset, column)
-    if isinstance(feature, ClassLabel):
-        return "classes"
-    if _is_text(feature):
-        return "text"
-    dtype = str(getattr(feature, "dtype", feature))
-    if dtype.startswith(("int", "uint", "bool")):
-        return "numbers"
-    raise ValueError(
-        f"data.label_column {column!r} holds {dtype}: a recipe's labels are classes, whole numbers or text. For "
-        "several labels a row or for regression, use DistillationTrainer from Python."
-    )
-
-
-def _listed(kinds: dict[str, str]) -> str:
-    return ", ".join(f"{kind} in the {role} split" for role, kind in kinds.items())
-
-
-def _distinct(dataset: Dataset, column: str) -> list[Any]:
-    values = dataset.with_format("arrow")[:][column].combine_chunks()
-    if isinstance(dataset.features[column], List):
-        values = values.flatten()
-    return sorted(value for value in values.unique().to_pylist() if not _is_missing(value))
-
-
-def _refuse_mixed(values: Sequence[str], column: str, given: Sequence[str]) -> None:
-    numeric = [value for value in values if value.strip().lstrip("-").isdigit()]
-    if numeric and len(numeric) < len(values) and not given:
-        text = [value for value in values if value not in numeric]
-        raise ValueError(
-            f"data.label_column {column!r} mixes numbers ({', '.join(numeric[:4])}) and text ({', '.join(text[:4])}): "
-            "make them one, or list all of them in data.label_names if they are all names"
-        )
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, int) and value in (MISSING_LABEL, -1))
-
-
-def _indexed(dataset: Dataset, role: str, column: str, index: dict[Any, int]) -> Dataset:
-    """Replace the label column by class indices under the name `labels`."""
-
-    def convert(value: Any) -> int:
-        if _is_missing(value):
-            return MISSING_LABEL
-        if value not in index:
-            raise ValueError(
-                f"data: label {value!r} in column {column!r} of the {role} split is none of the {len(index)} classes "
-                f"{list(index)[:20]}"
-            )
-        return index[value]
-
-    is_list = isinstance(dataset.features[column], List)
-    values = dataset.with_format(None)[column]
-    converted = [[convert(item) for item in value] for value in values] if is_list else [convert(v) for v in values]
-    feature = List(Value("int64")) if is_list else Value("int64")
-    dataset = dataset.remove_columns([name for name in {column, "labels"} if name in dataset.column_names])
-    return dataset.add_column("labels", converted, feature=feature)

@@ -5,7 +5,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_distill.data.loading import MISSING_LABEL
+from hf_distill.data.labels import MISSING_LABEL
 
 
 def tokenize_text(

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 
@@ -94,7 +94,7 @@ class ImageRows(Dataset):
 
 
 def check_images(rows: datasets.Dataset, image_column: str, split: str) -> None:
-    """Open every image and verify its checksums, so that a damaged file is found before training.
+    """Open every image to its end, so that a damaged file is found before training.
 
     Raises:
         ValueError: an image cannot be read; the message names the row.
@@ -102,13 +102,19 @@ def check_images(rows: datasets.Dataset, image_column: str, split: str) -> None:
     undecoded = rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
     for row, entry in enumerate(undecoded):
         stored = entry[image_column]
+        if stored is None:
+            raise ValueError(f"data: row {row} of the {split} split has no image: take the row out")
         try:
             source = io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"]
             with Image.open(source) as image:
-                image.verify()
+                if image.format == "PNG":
+                    image.verify()  # its checksums; other formats have none and must be decoded
+                else:
+                    image.load()
         except Exception as error:  # PIL raises errors of many kinds for damaged files
-            name = f" ({stored['path']})" if stored and stored.get("path") else ""
+            reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+            name = f" ({stored['path']})" if stored["path"] else ""
             raise ValueError(
-                f"data: the image in row {row}{name} of the {split} split cannot be read: {error}. Mend it or take "
+                f"data: the image in row {row}{name} of the {split} split cannot be read: {reason}. Mend it or take "
                 "the row out."
             ) from error

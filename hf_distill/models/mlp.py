@@ -65,8 +65,7 @@ class MLPForImageClassification(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            module.reset_parameters()  # torch's own start
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
         """Classify `pixel_values` of shape `(batch, num_channels, image_size, image_size)`."""

@@ -92,8 +92,13 @@ def label_loss(
         one value for each label, in the shape of `label_mask`.
 
     Raises:
-        ValueError: the labels do not fit the logits, or label smoothing is asked of labels that are not classes.
+        ValueError: the labels do not fit the logits, the problem type is none, or label smoothing is out of range or
+            asked of labels that are not classes.
     """
+    if problem_type not in PROBLEM_TYPES:
+        raise _unknown_problem_type(problem_type)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}. 0.1 is usual.")
     logits = _full_precision(student_logits)
     if label_smoothing and problem_type != "single_label_classification":
         raise ValueError(
@@ -119,10 +124,8 @@ def label_loss(
     targets = labels.to(logits.dtype).masked_fill(~present, 0.0)
     if problem_type == "multi_label_classification":
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    elif problem_type == "regression":
-        losses = (logits - targets).square()
     else:
-        raise _unknown_problem_type(problem_type)
+        losses = (logits - targets).square()
     return losses.masked_fill(~present, 0.0)
 
 

@@ -1,10 +1,12 @@
 """Build a classifier: from a checkpoint, from a config, or from layers of a teacher."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -48,7 +50,7 @@ def model_from_checkpoint(
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(name_or_path, **options)
-        _set_labels(config, label_names)
+        set_labels(config, label_names)
         model, report = _AUTO_CLASSES[task].from_pretrained(
             name_or_path,
             config=config,
@@ -79,7 +81,7 @@ def model_from_config(settings: dict[str, Any], task: str, label_names: Sequence
         label_names: the labels, in the order of the logits.
 
     Raises:
-        ValueError: the model type is unknown, cannot do the task, or its config has no such field.
+        ValueError: the model type is unknown or cannot do the task, or its config has no such field or value.
     """
     fields = dict(settings)
     model_type = fields.pop("model_type", None)
@@ -92,12 +94,17 @@ def model_from_config(settings: dict[str, Any], task: str, label_names: Sequence
     unknown = sorted(name for name in fields if not hasattr(config, name))
     if unknown:
         raise ValueError(f"config of model_type {model_type!r} has no field {', '.join(unknown)}")
-    config = AutoConfig.for_model(model_type, **fields)
-    _set_labels(config, label_names)
     try:
+        config = AutoConfig.for_model(model_type, **fields)
+        # None is what the Auto classes trip over where a config has several models, as DeiT has
+        config.architectures = config.architectures or []
+        set_labels(config, label_names)
         return _AUTO_CLASSES[task].from_config(config)
-    except ValueError as error:
-        raise ValueError(f"config.model_type {model_type!r} cannot be built for {task}: {error}") from error
+    except (StrictDataclassError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(
+            f"config.model_type {model_type!r} cannot be built for {task} from {fields or 'its defaults'}: "
+            f"{_shortened(error)}"
+        ) from error
 
 
 def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
@@ -138,12 +145,11 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> Pre
         )
     settings = teacher.config.to_dict()
     for name, value in settings.items():  # what a config lists for each layer, such as its kind of attention
-        if isinstance(value, list) and len(value) == num_layers and name.startswith("layer"):
+        if isinstance(value, list) and len(value) == num_layers and name.startswith(("layer", "attention_window")):
             settings[name] = [value[layer] for layer in layers]
-    config = type(teacher.config).from_dict(settings)
-    config.num_hidden_layers = len(layers)
-    config.dtype = torch.float32
-    student = type(teacher)(config).float()
+    for name in ("stage_names", "out_features", "out_indices"):  # name layers of backbones; no classifier reads them
+        settings.pop(name, None)
+    settings[type(teacher.config).attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(layers)
     new_place = {layer: place for place, layer in enumerate(layers)}
     in_stack = re.compile(rf"{re.escape(stacks[0])}\.(\d+)\.")
     weights = {}
@@ -153,10 +159,24 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> Pre
             weights[name] = weight
         elif int(match[1]) in new_place:
             weights[f"{stacks[0]}.{new_place[int(match[1])]}.{name[match.end() :]}"] = weight
-    student.load_state_dict(weights)
+    try:
+        config = type(teacher.config).from_dict(settings)
+        config.dtype = torch.float32
+        student = type(teacher)(config).float()
+        student.load_state_dict(weights)
+    except (StrictDataclassError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"from_teacher.layers {list(layers)} of {type(teacher).__name__} do not make a model, because its layers "
+            f"are not alike ({_shortened(error)}): keep layer 0 first, or use model: or config: for the student"
+        ) from error
     return student
 
 
-def _set_labels(config: Any, label_names: Sequence[str]) -> None:
+def set_labels(config: Any, label_names: Sequence[str]) -> None:
+    """Write the labels into a model's config, in the order of its logits."""
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
+
+
+def _shortened(error: BaseException) -> str:
+    return textwrap.shorten(str(error), 200, placeholder=" ...")

@@ -71,19 +71,20 @@ def task_of(model: nn.Module) -> str:
     Raises:
         ValueError: it belongs to none of `AUTO_CLASSES`.
     """
+    base: Any = _without_adapter(model)
     for task, auto_class in AUTO_CLASSES.items():
-        if type(model) in auto_class._model_mapping.values():
+        classes = auto_class._model_mapping.get(type(getattr(base, "config", None)), ())
+        if type(base) in (classes if isinstance(classes, tuple) else (classes,)):
             return task
     raise ValueError(
-        f"{type(model).__name__} is no classifier that an Auto class knows, so a teacher given by name cannot be "
+        f"{type(base).__name__} is no classifier that an Auto class knows, so a teacher given by name cannot be "
         "loaded for it: pass the teacher as a model."
     )
 
 
 def forward_parameters(model: nn.Module) -> set[str]:
     """Name the inputs that a model's `forward` takes, labels excepted."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    parameters = inspect.signature(base.forward).parameters.values()
+    parameters = inspect.signature(_without_adapter(model).forward).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named - {"labels"}
 
@@ -97,3 +98,8 @@ def logits_of(outputs: Any) -> Tensor:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, for a message that quotes it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _without_adapter(model: nn.Module) -> Any:
+    """Return the model that PEFT wraps, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

@@ -30,7 +30,8 @@ class TeacherQuality:
     @property
     def is_chance(self) -> bool:
         """Tell whether the value cannot be told from chance; never true of a teacher without an error."""
-        return self.value < 1 and self.value <= self.chance + self.margin
+        is_perfect = math.isclose(self.value, 1)  # a correlation is rounded
+        return not is_perfect and self.value <= self.chance + self.margin
 
     def __str__(self) -> str:
         return (
@@ -62,13 +63,13 @@ def measure_quality(logits: Tensor, labels: Tensor, problem_type: ProblemType) -
         return _correlation(predicted, labels[present].double(), count)
     if problem_type == "multi_label_classification":
         predicted, true = (logits > 0)[present].long(), (labels > 0.5)[present].long()
-        classes = torch.arange(labels.shape[-1]).expand_as(labels)[present]
-        by_class = [
-            _expected_agreement(predicted[classes == c], true[classes == c])
+        classes = torch.arange(labels.shape[-1], device=labels.device).expand_as(labels)[present]
+        agreements = [
+            _expected_agreement(predicted[classes == c], true[classes == c]) * int((classes == c).sum())
             for c in range(labels.shape[-1])
             if bool((classes == c).any())
         ]
-        chance = sum(by_class) / len(by_class)
+        chance = sum(agreements) / count
     else:
         predicted, true = logits.argmax(-1)[present], labels[present]
         chance = _expected_agreement(predicted, true)

@@ -1,0 +1,272 @@
+"""Whole runs, from recipe to results, on small real data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertModel,
+    pipeline,
+)
+
+from hf_distill.evaluation.results import Results
+from hf_distill.recipe import load_recipe
+from hf_distill.run import distill
+
+SMALL = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+
+
+def run(recipe: dict, **options) -> Results:
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return distill(load_recipe("recipe.yaml"), "recipe", **options)
+
+
+def save_base(folder="base", **config):
+    """Save an encoder without a head, with its tokenizer, as pretrained checkpoints come."""
+    BertModel(tiny.bert(0, num_layers=3, initializer_range=0.2, **config).config).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+
+
+def sentences(count: int, unlabelled: int = 0) -> list[dict]:
+    """Sentences whose sentiment one word decides."""
+    random = torch.Generator().manual_seed(count)
+    rows = []
+    for place in range(count):
+        good = place % 2 == 0
+        words = [tiny.WORDS[int(i)] for i in torch.randint(0, 5, (3 + place % 4,), generator=random)]
+        words.append(("good", "great")[place % 3 == 0] if good else ("bad", "dull")[place % 3 == 0])
+        rows.append({"text": " ".join(words), "label": "positive" if good else "negative"})
+    for row in rows[:unlabelled]:
+        row["label"] = None
+    return rows
+
+
+def text_recipe(**changes) -> dict:
+    save_base()
+    Path("data").mkdir(exist_ok=True)
+    for split, rows in (("train", sentences(96, unlabelled=16)), ("validation", sentences(40))):
+        Path(f"data/{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return {
+        "task": "text-classification",
+        "data": {"path": "data"},
+        "teacher": {"model": "base", "training": {**SMALL, "num_train_epochs": 3}},
+        "student": {"from_teacher": {"layers": [0, 2]}},
+        "training": {**SMALL, "num_train_epochs": 3, "temperature": 2.0},
+        "output_dir": "out",
+        **changes,
+    }
+
+
+def digits_recipe(**changes) -> dict:
+    shape = {"model_type": "hf_distill_mlp", "image_size": 8, "num_channels": 1}
+    return {
+        "task": "image-classification",
+        "data": {"dataset": "sklearn:digits", "eval_split": "test", "max_train_rows": 400},
+        "teacher": {
+            "config": {**shape, "hidden_sizes": [64]},
+            "training": {**SMALL, "num_train_epochs": 3},
+            "augment": {"crop_padding": 1},
+        },
+        "student": {"config": {**shape, "hidden_sizes": [16]}},
+        "training": {**SMALL, "num_train_epochs": 2},
+        "output_dir": "out",
+        **changes,
+    }
+
+
+def test_text_from_recipe_to_results():
+    """The whole way, as a user goes it; every product must be usable by itself."""
+    found = run(text_recipe())
+    assert found.teacher.metrics["accuracy"] > 0.9
+    assert found.student.metrics.keys() == {"accuracy", "f1"}
+    assert found.student.num_parameters < found.teacher.num_parameters
+    assert found.data["unlabelled_share"] == pytest.approx(16 / 96)
+    written = json.loads(Path("out/results.json").read_text())
+    assert {"task", "recipe", "teacher", "student", "baseline", "agreement", "gap_closed", "environment"} <= set(
+        written
+    )
+    assert set(written["student"]) == {"metrics", "num_parameters", "size_mib", "train_seconds"}
+    assert Results.read(Path("out")) == found
+    for stage, layers in (("teacher", 3), ("student", 2), ("baseline", 2)):
+        model = AutoModelForSequenceClassification.from_pretrained(f"out/{stage}")
+        assert model.config.num_hidden_layers == layers
+        assert model.config.id2label == {0: "negative", 1: "positive"}
+        AutoTokenizer.from_pretrained(f"out/{stage}")
+        assert not list(Path(f"out/{stage}").glob("*.bin"))
+    assert load_recipe("out/recipe.yaml").training["temperature"] == 2.0
+    classify = pipeline("text-classification", model="out/student", device="cpu")
+    assert classify("the film was great")[0]["label"] in ("negative", "positive")
+    card = Path("out/student/README.md").read_text()
+    assert f"{found.student.metrics['accuracy']:.4f}" in card
+    assert str(Path.cwd()) not in card
+
+
+def test_accuracy_in_results_is_that_of_the_saved_student():
+    """Results that belong to another state of the model than the one that was saved."""
+    found = run(text_recipe())
+    model = AutoModelForSequenceClassification.from_pretrained("out/student").eval()
+    tokenizer = AutoTokenizer.from_pretrained("out/student")
+    rows = sentences(40)
+    with torch.no_grad():
+        logits = [model(**tokenizer(row["text"], return_tensors="pt")).logits[0] for row in rows]
+    right = [model.config.id2label[int(one.argmax())] == row["label"] for one, row in zip(logits, rows, strict=True)]
+    assert found.student.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_images_from_recipe_to_results():
+    """An augmented teacher, a student without augmentation, and a processor made from the config."""
+    found = run(digits_recipe())
+    assert found.teacher.metrics["accuracy"] > 0.5
+    model = AutoModelForImageClassification.from_pretrained("out/student")
+    assert model.config.hidden_sizes == [16]
+    processor = AutoImageProcessor.from_pretrained("out/student")
+    assert processor.size["height"] == 8
+
+
+def test_words_with_tags_from_recipe_to_results():
+    """Token classification with word-level labels, from a list column."""
+    save_base()
+    rows = []
+    for row in sentences(64):
+        words = row["text"].split()
+        rows.append(
+            {"tokens": words, "ner_tags": ["OPINION" if w in ("good", "great", "bad", "dull") else "O" for w in words]}
+        )
+    Path("train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe = text_recipe(
+        task="token-classification",
+        data={"path": "train.jsonl", "train_split": "train[:75%]", "eval_split": "train[75%:]"},
+    )
+    found = run(recipe)
+    assert found.teacher.metrics["accuracy"] > 0.9
+    model = AutoModelForTokenClassification.from_pretrained("out/student")
+    assert set(model.config.id2label.values()) == {"O", "OPINION"}
+
+
+def test_a_ready_teacher_with_its_labels_in_another_order():
+    """Its metrics and its soft targets must both be read in the data's order."""
+    run(text_recipe(output_dir="first"))
+    teacher = AutoModelForSequenceClassification.from_pretrained("first/teacher")
+    teacher.classifier.weight.data = teacher.classifier.weight.data.flip(0)
+    teacher.classifier.bias.data = teacher.classifier.bias.data.flip(0)
+    teacher.config.id2label = {0: "POSITIVE", 1: "NEGATIVE"}
+    teacher.save_pretrained("turned")
+    AutoTokenizer.from_pretrained("first/teacher").save_pretrained("turned")
+    found = run(text_recipe(teacher={"model": "turned"}, output_dir="second", baseline=False))
+    assert found.teacher.metrics == Results.read(Path("first")).teacher.metrics
+    assert found.teacher.train_seconds is None
+    assert found.baseline is None
+    assert found.gap_closed is None
+    assert found.student.metrics["accuracy"] > 0.9
+
+
+def test_evaluation_during_training_and_the_best_checkpoint():
+    """Settings of the training must not reach the prediction of the results, which has no evaluation set."""
+    recipe = text_recipe(baseline=False)
+    recipe["training"] |= {
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "accuracy",
+    }
+    run(recipe)
+    history = json.loads(Path("out/stages/student.json").read_text())["log_history"]
+    evaluated = [entry for entry in history if "eval_accuracy" in entry]
+    assert len(evaluated) == 3
+    assert {"eval_loss", "eval_soft_loss", "eval_label_loss", "eval_f1"} <= set(evaluated[0])
+
+
+def test_run_again_it_trains_nothing():
+    """A second start must neither repeat nor change what is finished."""
+    first = run(digits_recipe())
+    stamps = {path: path.stat().st_mtime_ns for path in Path("out").rglob("model.safetensors")}
+    assert len(stamps) == 3
+    second = run(digits_recipe())
+    assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("model.safetensors")} == stamps
+    assert second == first
+
+
+def test_other_settings_are_refused_and_named():
+    """Results of two settings in one folder."""
+    run(digits_recipe())
+    before = Path("out/results.json").read_text()
+    changed = digits_recipe()
+    changed["training"]["temperature"] = 8.0
+    with pytest.raises(ValueError, match=r"training\.temperature: 'unset' -> 8\.0.*--overwrite"):
+        run(changed)
+    assert Path("out/results.json").read_text() == before
+    assert run(changed, overwrite=True).student.train_seconds > 0
+
+
+def test_tokenizers_that_read_differently_are_refused():
+    """A student fed with another vocabulary's ids learns noise, with no error anywhere."""
+    recipe = text_recipe()
+    backend = json.loads(Path("base/tokenizer.json").read_text())
+    vocabulary = backend["model"]["vocab"]
+    vocabulary["the"], vocabulary["film"] = vocabulary["film"], vocabulary["the"]
+    save_base("other")
+    Path("other/tokenizer.json").write_text(json.dumps(backend))
+    with pytest.raises(ValueError, match="read the same text differently"):
+        run({**recipe, "student": {"model": "other"}})
+    assert not Path("out/teacher").exists()
+
+
+def test_data_without_any_label_need_a_ready_teacher():
+    """There is nothing to train a teacher or a baseline on."""
+    recipe = text_recipe(data={"path": "data", "label_names": ["negative", "positive"]})
+    rows = [{**row, "label": None} for row in sentences(96)]
+    rows[0]["label"] = ""  # keeps the column one of text
+    Path("data/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="no row of the train split has a label"):
+        run(recipe)
+
+
+@pytest.mark.slow
+def test_killed_in_any_stage_it_ends_with_the_same_weights():
+    """A run that is restarted must not differ from one that was not."""
+    recipe = text_recipe()
+    for section in (recipe["teacher"]["training"], recipe["training"]):
+        section |= {"save_steps": 5, "num_train_epochs": 12}
+    recipe["training"]["seed"] = 7
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def start(output: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "hf_distill", "train", "recipe.yaml", f"output_dir={output}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start("whole").wait() == 0
+    killed = []
+    for stage in ("teacher", "student", "baseline"):
+        process = start("killed")
+        checkpoints = Path("killed/checkpoints") / stage
+        while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not Path(f"killed/{stage}").exists()
+        killed.append(stage)
+    assert start("killed").wait() == 0
+    assert killed == ["teacher", "student", "baseline"]
+    for stage in killed:
+        one, other = (load_file(f"{run}/{stage}/model.safetensors") for run in ("whole", "killed"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one), stage
+    results = [Results.read(Path(run)) for run in ("whole", "killed")]
+    assert results[0].student.metrics == results[1].student.metrics
+    assert results[0].agreement == results[1].agreement
