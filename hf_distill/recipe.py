@@ -421,6 +421,8 @@ def _conflicts(recipe: Recipe) -> list[str]:
         problems.append("data.processor: expected the Hub id or folder of a tokenizer, got a mapping")
     if recipe.is_text and data.processor is None and recipe.teacher.model is None and recipe.student.model is None:
         problems.append("data.processor: is missing; name a tokenizer, since neither model comes with one")
+    if recipe.teacher.training is not None and recipe.training.get("teacher_label_map") is not None:
+        problems.append("training.teacher_label_map: has no effect, a teacher trained here has the data's labels")
     if recipe.training.get("alpha") == 1:
         problems.append("training.alpha: 1 leaves the teacher out, and a recipe is for distillation; 0 to 0.9 is usual")
     return problems

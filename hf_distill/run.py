@@ -98,7 +98,7 @@ class _Run:
             self.workspace.begin()
         PartialState().wait_for_everyone()
         teacher, teacher_seconds = self._teacher()
-        teacher_logits, labels = self._predict(teacher)
+        teacher_logits, labels = self._predict(teacher, self._label_order(teacher))
         check_logits(torch.from_numpy(teacher_logits))
         teacher_result = self._measured(teacher, teacher_logits, labels, teacher_seconds)
         student, student_seconds = self._trained("student", lambda: self._student(teacher), teacher)
@@ -136,8 +136,7 @@ class _Run:
         try:
             section = self.recipe.teacher
             teacher = self._teacher()[0] if section.training is None else self._new_model(section)
-            if section.training is None:
-                self._label_order(teacher)
+            self._label_order(teacher)
             self._student(teacher)
         finally:
             transformers.logging.set_verbosity(verbosity)
@@ -226,8 +225,8 @@ class _Run:
 
     # ---- Results ----
 
-    def _predict(self, model: PreTrainedModel) -> tuple[np.ndarray, np.ndarray]:
-        """Return a model's logits, in the order of the data's labels, and the labels of the rows judged on."""
+    def _predict(self, model: PreTrainedModel, order: list[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return a model's logits, in the given order of classes, and the labels of the rows judged on."""
         # Any stage but the student's needs no teacher; nothing is trained, saved or smoothed here.
         nothing = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
         args = _arguments(
@@ -238,12 +237,12 @@ class _Run:
         )
         prediction = trainer.predict(self.inputs.judged)
         logits = _array(prediction.predictions)
-        order = self._label_order(model)
         return logits if order is None else logits[..., order], prediction.label_ids
 
-    def _label_order(self, model: PreTrainedModel) -> list[int] | None:
+    def _label_order(self, teacher: PreTrainedModel) -> list[int] | None:
+        """Return where a teacher has the data's classes; None: in the same places."""
         label_map = self.recipe.training.get("teacher_label_map")
-        return align_labels(names_in_order(model.config.id2label), self.splits.label_names, label_map)
+        return align_labels(names_in_order(teacher.config.id2label), self.splits.label_names, label_map)
 
     def _measured(
         self, model: PreTrainedModel, logits: np.ndarray, labels: np.ndarray, seconds: float | None

@@ -165,3 +165,10 @@ def test_a_quality_reads_as_a_sentence() -> None:
     """An error about a teacher that hides the numbers it rests on."""
     quality = TeacherQuality("accuracy", 0.5, 0.375, 0.25, 16)
     assert str(quality) == "accuracy 0.500 on 16 labels, chance 0.375 +- 0.250"
+
+
+def test_a_fair_teacher_on_few_labels_is_not_chance() -> None:
+    """Three of four right is within two standard errors of chance, and refused although nothing is known."""
+    quality = measured(logits_for([0, 1, 0, 0]), torch.tensor([0, 1, 0, 1]), SINGLE)
+    assert quality.value == 0.75 < quality.chance + quality.margin
+    assert not quality.is_chance

@@ -96,9 +96,13 @@ def _load_path(path: Path) -> Dataset | DatasetDict:
 
 def _reason(error: Exception, *, on_hub: bool) -> str:
     """Say in one line why a data set could not be read, and what helps."""
-    lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    # The first line of an error about columns says nothing, the second one names them.
-    said = next((line for line in lines if not line.startswith("An error occurred while generating")), str(error))
+    cause = error.__cause__ or error
+    if isinstance(cause, datasets.table.CastError):
+        return (
+            f"one file has the columns {', '.join(cause.table_column_names)}, another one before it "
+            f"{', '.join(cause.requested_column_names)}: give all the same columns with the same types"
+        )
+    said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     if "corresponds to no data" in said:
         return "it has no rows"
     if on_hub:

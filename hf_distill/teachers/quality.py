@@ -9,6 +9,9 @@ from torch import Tensor
 from hf_distill.objective.losses import ProblemType, label_mask
 
 
+_FEW_LABELS = 30
+
+
 @dataclass(frozen=True)
 class TeacherQuality:
     """How a teacher does on labelled rows.
@@ -29,9 +32,13 @@ class TeacherQuality:
 
     @property
     def is_chance(self) -> bool:
-        """Tell whether the value cannot be told from chance; never true of a teacher without an error."""
+        """Tell whether the value cannot be told from chance; never true of a teacher without an error.
+
+        With few labels the margin would refuse good teachers too, so there only the value itself counts.
+        """
         is_perfect = math.isclose(self.value, 1)  # a correlation is rounded
-        return not is_perfect and self.value <= self.chance + self.margin
+        margin = self.margin if self.num_labels >= _FEW_LABELS else 0.0
+        return not is_perfect and self.value <= self.chance + margin
 
     def __str__(self) -> str:
         return (

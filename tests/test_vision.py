@@ -1,0 +1,197 @@
+"""What a model sees of images, and that the same is seen again."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import default_data_collator
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from hf_distill.data.vision import ImageRows, check_images
+
+SIZE = 8
+
+
+def encoded(row: int, *, mode: str = "RGB", kind: str = "PNG", size: int = SIZE) -> bytes:
+    """Return an image file: no two rows, places or channels alike."""
+    pixels = np.random.default_rng(row).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+def rows_of(files: list, *, labels: bool = True) -> Dataset:
+    features = Features({"image": datasets.Image(), **({"labels": Value("int64")} if labels else {})})
+    entries = [None if file is None else {"bytes": file, "path": None} for file in files]
+    columns = {"image": entries, **({"labels": list(range(len(files)))} if labels else {})}
+    return Dataset.from_dict(columns, features=features)
+
+
+def processor(channels: int = 3) -> ViTImageProcessorPil:
+    size = {"height": SIZE, "width": SIZE}
+    return ViTImageProcessorPil(size=size, image_mean=[0.0] * channels, image_std=[1.0] * channels)
+
+
+def images(count: int = 6, **changes) -> ImageRows:
+    return ImageRows(rows_of([encoded(row) for row in range(count)]), "image", processor(), **changes)
+
+
+AUGMENTED = {"crop_padding": 2, "horizontal_flip": True, "seed": 5}
+
+
+class TestWithoutAugmentation:
+    def test_a_row_is_what_the_processor_makes_of_it(self):
+        """Pixels scaled twice, channels swapped, or another row's label."""
+        rows = images(3)
+        for place in range(3):
+            image = Image.open(io.BytesIO(encoded(place)))
+            expected = processor()(image, return_tensors="pt")["pixel_values"][0]
+            assert torch.equal(rows[place]["pixel_values"], expected)
+            assert rows[place]["labels"] == place
+
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_every_kind_of_image_has_the_channels_that_the_model_takes(self, mode, channels):
+        """A grey image between colour ones stops the run; a colour table read as brightness is noise."""
+        kind = {"num_channels": channels}
+        rows = ImageRows(rows_of([encoded(0, mode=mode)]), "image", processor(channels), **kind)
+        image = Image.open(io.BytesIO(encoded(0, mode=mode))).convert("L" if channels == 1 else "RGB")
+        expected = np.asarray(image, dtype=np.float32).reshape(SIZE, SIZE, channels).transpose(2, 0, 1) / 255
+        assert rows[0]["pixel_values"].shape == (channels, SIZE, SIZE)
+        assert np.allclose(rows[0]["pixel_values"], expected, atol=1e-6)
+
+    def test_images_are_resized_to_the_size_of_the_processor(self):
+        """Rows of several sizes do not fit in one batch."""
+        rows = ImageRows(rows_of([encoded(0), encoded(1, size=13)]), "image", processor())
+        assert {tuple(row["pixel_values"].shape) for row in rows.__getitems__([0, 1])} == {(3, SIZE, SIZE)}
+
+    def test_the_plain_collator_makes_a_batch(self):
+        """Labels under another name, or none, as the Trainer does not expect them."""
+        batch = default_data_collator(images(3).__getitems__([2, 0]))
+        assert batch["pixel_values"].shape == (2, 3, SIZE, SIZE)
+        assert batch["labels"].tolist() == [2, 0]
+        unlabelled = ImageRows(rows_of([encoded(0)], labels=False), "image", processor())
+        assert set(default_data_collator([unlabelled[0]])) == {"pixel_values"}
+
+    def test_a_number_of_channels_that_no_image_has(self):
+        """Two channels would be read as grey or colour at random."""
+        with pytest.raises(ValueError, match=r"num_channels must be 1 \(grey\) or 3 \(colour\), got 2"):
+            images(num_channels=2)
+
+
+class TestAugmentation:
+    def test_a_row_is_the_same_in_any_order_and_batch(self):
+        """A resumed run would see other crops than one that was not stopped."""
+        rows = images(**AUGMENTED)
+        rows.set_epoch(3)
+        alone = [rows[place]["pixel_values"] for place in range(6)]
+        order = [4, 1, 5, 0, 3, 2]
+        for place, row in zip(order, rows.__getitems__(order), strict=True):
+            assert torch.equal(row["pixel_values"], alone[place])
+        again = images(**AUGMENTED)
+        again.set_epoch(3)
+        torch.manual_seed(0)
+        np.random.seed(0)
+        assert torch.equal(again[4]["pixel_values"], alone[4])
+
+    def test_it_differs_between_epochs_rows_and_seeds(self):
+        """One crop for all epochs augments nothing."""
+        same = [encoded(0)] * 12
+
+        def seen(seed, epoch):
+            rows = ImageRows(rows_of(same), "image", processor(), **{**AUGMENTED, "seed": seed})
+            rows.set_epoch(epoch)
+            return [tuple(row["pixel_values"].flatten().tolist()) for row in rows.__getitems__(range(12))]
+
+        first = seen(5, 0)
+        assert len(set(first)) > 6
+        assert seen(5, 0) == first
+        for other in (seen(5, 1), seen(6, 0)):
+            assert sum(a == b for a, b in zip(first, other, strict=True)) < 6
+
+    def test_a_crop_is_a_shift_by_at_most_the_padding_and_takes_every_one(self):
+        """Off by one, a crop never reaches the last row; in one direction only, it moves all images."""
+        padding = 2
+        original = images(1)[0]["pixel_values"]
+        padded = torch.nn.functional.pad(original, [padding] * 4)
+        shifts = {
+            (top, left): padded[:, top : top + SIZE, left : left + SIZE]
+            for top in range(2 * padding + 1)
+            for left in range(2 * padding + 1)
+        }
+        rows = ImageRows(rows_of([encoded(0)] * 300), "image", processor(), crop_padding=padding)
+        seen = []
+        for row in rows.__getitems__(range(300)):
+            (shift,) = [where for where, crop in shifts.items() if torch.equal(crop, row["pixel_values"])]
+            seen.append(shift)
+        assert set(seen) == set(shifts)
+
+    def test_about_half_of_the_images_are_mirrored_left_to_right(self):
+        """All or none mirrored, or upside down."""
+        original = images(1)[0]["pixel_values"]
+        rows = ImageRows(rows_of([encoded(0)] * 200), "image", processor(), horizontal_flip=True)
+        mirrored = 0
+        for row in rows.__getitems__(range(200)):
+            is_mirrored = torch.equal(row["pixel_values"], original.flip(-1))
+            assert is_mirrored or torch.equal(row["pixel_values"], original)
+            mirrored += is_mirrored
+        assert 75 <= mirrored <= 125
+
+    def test_crop_and_flip_are_independent(self):
+        """Flips that come with one crop only."""
+        rows = ImageRows(rows_of([encoded(0)] * 200), "image", processor(), crop_padding=1, horizontal_flip=True)
+        seen = {tuple(row["pixel_values"].flatten().tolist()) for row in rows.__getitems__(range(200))}
+        assert len(seen) == 3 * 3 * 2
+
+    def test_living_workers_follow_the_epoch_and_change_nothing(self):
+        """Persistent workers keep a copy of the data set: every epoch would look like the first."""
+        rows = images(**AUGMENTED)
+        loader = DataLoader(
+            rows, batch_size=2, num_workers=2, persistent_workers=True, collate_fn=default_data_collator
+        )
+        alone = images(**AUGMENTED)
+        for epoch in range(3):
+            rows.set_epoch(epoch)
+            alone.set_epoch(epoch)
+            seen = torch.cat([batch["pixel_values"] for batch in loader])
+            expected = torch.stack([row["pixel_values"] for row in alone.__getitems__(range(6))])
+            assert torch.equal(seen, expected), epoch
+
+
+class TestCheckImages:
+    def test_whole_images_pass(self):
+        """A check that refuses good images of another format."""
+        kinds = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]
+        check_images(rows_of([encoded(0, kind=kind) for kind in kinds]), "image", "train")
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+    def test_a_truncated_image_is_found_with_its_row(self, kind):
+        """Formats other than PNG open without an error and fail when the run reaches them."""
+        whole, size = encoded(0), len(encoded(1, kind=kind))
+        rows = rows_of([whole, whole, encoded(1, kind=kind)[: size // 2]])
+        with pytest.raises(ValueError, match=r"data: the image in row 2 of the test split cannot be read: .*Mend it"):
+            check_images(rows, "image", "test")
+
+    def test_a_changed_byte_in_a_png_is_found(self):
+        """Its checksums are there to be looked at."""
+        file = bytearray(encoded(0))
+        file[len(file) // 2] ^= 255
+        with pytest.raises(ValueError, match=r"row 0 .* broken PNG file"):
+            check_images(rows_of([bytes(file)]), "image", "train")
+
+    def test_a_file_that_is_no_image_is_named(self, tmp_path):
+        """A text file with the name of an image."""
+        (tmp_path / "cat.png").write_text("I am not a picture")
+        rows = Dataset.from_dict({"image": [str(tmp_path / "cat.png")]}, features=Features({"image": datasets.Image()}))
+        with pytest.raises(ValueError, match=r"row 0 \(.*cat\.png\) of the train split cannot be read: it is no image"):
+            check_images(rows, "image", "train")
+
+    def test_a_row_without_an_image_is_named(self):
+        """None is not an image, nor a traceback."""
+        with pytest.raises(ValueError, match="data: row 1 of the train split has no image"):
+            check_images(rows_of([encoded(0), None]), "image", "train")

@@ -1,0 +1,50 @@
+"""The wheel, installed where nothing else is."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(*command: object) -> str:
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_the_demo_in_an_empty_environment(tmp_path):
+    """What is in the clone but not in the wheel, or is installed only for work on the package."""
+    call(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {
+        "hf_distill/py.typed",
+        "hf_distill/recipes/vision/digits.yaml",
+        "hf_distill/model_cards/template.md",
+        "hf_distill/evaluation/metrics/f1/f1.py",
+    } <= set(names)
+    assert not [name for name in names if name.startswith(("tests", "benchmarks"))]
+    try:
+        call(sys.executable, "-m", "venv", tmp_path / "env")
+        python = tmp_path / "env" / "bin" / "python"
+        call(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel)
+        command = tmp_path / "env" / "bin" / "hf-distill"
+        assert "vision/digits" in call(command, "recipes", "list")
+        few = ("teacher.training.num_train_epochs=4", "training.num_train_epochs=4", "training.use_cpu=true")
+        printed = call(command, "train", "vision/digits", "output_dir=run", *few)
+        assert "baseline" in printed
+        results = json.loads(Path("run/results.json").read_text())
+        assert results["recipe"] == "vision/digits"
+        assert results["student"]["metrics"]["accuracy"] > 0.5
+        assert Path("run/student/README.md").read_text().startswith("---\n")
+    finally:
+        shutil.rmtree(tmp_path / "env", ignore_errors=True)
