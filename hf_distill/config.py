@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -65,6 +66,9 @@ class DistillationConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # Without an accelerator there is nothing to pin memory for, and torch would say so at every data loader.
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
         problems = []
         if not _is_number(self.alpha) or not 0 <= self.alpha <= 1:
             problems.append(

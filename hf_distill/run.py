@@ -204,7 +204,9 @@ class _Run:
         )
         if checkpoint is not None and checkpoint.is_last:
             # Trained to the end, but not saved: `train` would go one step too far.
-            model.load_state_dict(self._load(_best(checkpoint, args)).state_dict())
+            saved = self._load(_best(checkpoint, args))
+            model.load_state_dict(saved.state_dict())
+            model.config = saved.config
             history = checkpoint.state["log_history"]
         else:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
@@ -217,6 +219,8 @@ class _Run:
 
         if PartialState().is_main_process:
             self.workspace.finish(stage, save, {"train_seconds": seconds, "log_history": history})
+        else:
+            trainer.save_model(str(self.workspace.path))  # writes nothing, but gathers weights that are sharded
         PartialState().wait_for_everyone()
         return model, seconds
 
@@ -286,7 +290,7 @@ def _in_the_students_order(recipe: Recipe, splits: Splits) -> Splits:
 
 def _arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> DistillationConfig:
     """Return a stage's settings: defaults, what the recipe says, and what is `fixed`."""
-    settings: dict[str, Any] = {"save_total_limit": 1, "dataloader_pin_memory": torch.cuda.is_available()}
+    settings: dict[str, Any] = {"save_total_limit": 1}
     if recipe.is_text:
         settings["train_sampling_strategy"] = "group_by_length"
     chosen = recipe.teacher.training if stage == "teacher" else recipe.training

@@ -114,7 +114,8 @@ class DistillationTrainer(Trainer):
         self._reset_loss_parts()
         self._eval_sums: list[Tensor] = []
         self._teacher_was_checked = False
-        self._check_settings(student)
+        self._student_config: Any = getattr(student, "config", None)
+        self._check_settings()
 
     # ---- Preparation ----
 
@@ -122,7 +123,7 @@ class DistillationTrainer(Trainer):
         student = self.accelerator.unwrap_model(self.model)
         return student.get_base_model() if hasattr(student, "get_base_model") else student
 
-    def _check_settings(self, student: nn.Module) -> None:
+    def _check_settings(self) -> None:
         check_label_settings(self.args, self.compute_loss_func, self._problem_type)
         parallelism = getattr(self.accelerator, "parallelism_config", None)
         if parallelism is not None and parallelism.non_data_parallel_size > 1:
@@ -131,7 +132,7 @@ class DistillationTrainer(Trainer):
                 "parallelism are not supported"
             )
         evaluation_sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        num_labels = getattr(getattr(student, "config", None), "num_labels", None)
+        num_labels = getattr(self._student_config, "num_labels", None)
         for dataset in [self.train_dataset, *evaluation_sets]:
             check_labels(dataset, num_labels, self._problem_type)
 
@@ -251,8 +252,8 @@ class DistillationTrainer(Trainer):
                 return "single_label_classification"
             floating = labels.is_floating_point()
             self._problem_type = "multi_label_classification" if floating else "single_label_classification"
-            self._check_settings(self._bare_student())
-        config = getattr(self._bare_student(), "config", None)
+            self._check_settings()
+        config = self._student_config
         if config is not None and config.problem_type is None and not self._is_token_level:
             # The student never sees the labels, so it cannot note this itself, and pipelines ask for it.
             config.problem_type = self._problem_type

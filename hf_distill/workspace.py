@@ -37,7 +37,7 @@ class Workspace:
         self.path = path
         self._recipe = recipe
         self._overwrite = overwrite
-        self._has_begun = False
+        self._leaves_no_trace = not path.exists()  # until the run begins
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock")
@@ -61,7 +61,7 @@ class Workspace:
         workspace = cls.__new__(cls)
         workspace.path = path
         workspace._lock = FileLock(path / ".lock")
-        workspace._has_begun = True
+        workspace._leaves_no_trace = False
         return workspace
 
     def begin(self) -> None:
@@ -74,8 +74,8 @@ class Workspace:
                     entry.unlink(missing_ok=True)
         for stage in STAGES:
             shutil.rmtree(self._part(stage), ignore_errors=True)
+        self._leaves_no_trace = False
         self._write("recipe.yaml", self._recipe.to_yaml())
-        self._has_begun = True
 
     def _entries(self) -> list[Path]:
         return [self.path / name for name in ("recipe.yaml", "results.json", "stages", "checkpoints", *STAGES)]
@@ -104,7 +104,7 @@ class Workspace:
 
     def release(self) -> None:
         """Let other processes in; a folder that was made for a run that never began is removed."""
-        if not self._has_begun:
+        if self._leaves_no_trace:
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink()
                 self.path.rmdir()

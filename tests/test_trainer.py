@@ -29,7 +29,6 @@ def config(**settings):
         "output_dir": "out",
         "use_cpu": True,
         "disable_tqdm": True,
-        "dataloader_pin_memory": False,
         "save_strategy": "no",
         "allow_untrained_teacher": True,
         "per_device_train_batch_size": 4,

@@ -20,7 +20,28 @@ from transformers import (
     ViTForImageClassification,
 )
 
-WORDS = "the a film plot is was very not good bad dull great fine poor and but funny sad long short".split()
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "plot",
+    "is",
+    "was",
+    "very",
+    "not",
+    "good",
+    "bad",
+    "dull",
+    "great",
+    "fine",
+    "poor",
+    "and",
+    "but",
+    "funny",
+    "sad",
+    "long",
+    "short",
+]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##ly", "##er"]
 IMAGE_SIZE = 8
 

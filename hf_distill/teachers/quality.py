@@ -8,7 +8,6 @@ from torch import Tensor
 
 from hf_distill.objective.losses import ProblemType, label_mask
 
-
 _FEW_LABELS = 30
 
 
