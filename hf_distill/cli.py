@@ -39,8 +39,10 @@ def main() -> None:
 def _fail(error: Exception) -> NoReturn:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    for line in lines:
+    text = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    for line in (text.strip() or type(error).__name__).splitlines():
         typer.echo(f"error: {line}", err=True)
     if "--debug" not in sys.argv and type(error).__name__ != "RecipeError":
         typer.echo("(--debug shows where it happened)", err=True)
@@ -129,6 +131,8 @@ def copy_recipe(
     name = name.removesuffix(".yaml")
     if name not in known:
         raise ValueError(f"there is no recipe {name!r}; there are {', '.join(known)}")
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: name a folder")
     target = folder / known[name].name
     if target.exists():
         raise ValueError(f"{target} exists already: remove it, or choose another folder")

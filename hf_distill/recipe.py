@@ -348,6 +348,14 @@ def _numbers_as_text(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
+# Transformers finds these out in the middle of a run, or trains for no step and says nothing.
+_ABOVE_ZERO = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
 _OF_THE_RUN = {
     "output_dir": "is the run's own: set output_dir at the top of the recipe",
     "push_to_hub": "is not done from a recipe: publish the folder student/ of the finished run",
@@ -376,6 +384,8 @@ def _section_problems(name: str, section: dict[str, Any], refused: Mapping[str, 
             problems.append(f"{name}.{key}: unknown key{meant}")
         elif found := _value_problems(f"{name}.{key}", value, hints[key]):
             problems += found
+        elif key in _ABOVE_ZERO and value <= 0:
+            problems.append(f"{name}.{key}: must be > 0, got {value}")
         else:
             sound[key] = value
     own = DistillationConfig.__annotations__

@@ -283,6 +283,7 @@ def _in_the_students_order(recipe: Recipe, splits: Splits) -> Splits:
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the teacher {teacher.model!r}: {first_line(error)}") from error
     label_map = recipe.training.get("teacher_label_map")
+    align_labels(names_in_order(config.id2label), splits.label_names, label_map)  # its errors say which side is which
     back = None if label_map is None else {theirs: ours for ours, theirs in label_map.items()}
     order = align_labels(splits.label_names, names_in_order(config.id2label), back)
     return splits if order is None else reorder_labels(splits, order)

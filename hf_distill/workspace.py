@@ -67,7 +67,7 @@ class Workspace:
     def begin(self) -> None:
         """Make room for the run, and note its settings: from here on the folder is its own."""
         if self._overwrite:
-            for entry in self._entries():
+            for entry in _entries(self.path):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 else:
@@ -77,12 +77,9 @@ class Workspace:
         self._leaves_no_trace = False
         self._write("recipe.yaml", self._recipe.to_yaml())
 
-    def _entries(self) -> list[Path]:
-        return [self.path / name for name in ("recipe.yaml", "results.json", "stages", "checkpoints", *STAGES)]
-
     def _refuse_other_runs(self) -> None:
         if not (self.path / "recipe.yaml").exists():
-            present = [entry.name for entry in self._entries() if entry.exists()]
+            present = [entry.name for entry in _entries(self.path) if entry.exists()]
             if present:
                 raise ValueError(
                     f"output_dir: {self.path} holds {', '.join(present)}, which no run recorded here has made and this "
@@ -96,7 +93,7 @@ class Workspace:
                 f"output_dir: {self.path / 'recipe.yaml'} is not a recipe that this version can read, so its settings "
                 "cannot be compared: choose another folder, or pass --overwrite to delete that run"
             ) from error
-        if changed:
+        if changed and _holds_work(self.path):
             raise ValueError(
                 f"output_dir: {self.path} holds a run with other settings ({'; '.join(changed)}): choose another "
                 "folder, or pass --overwrite to delete that run"
@@ -167,13 +164,22 @@ def state_of(path: Path, recipe: Recipe) -> tuple[list[str] | None, list[str]]:
     Returns:
         the settings that differ from those of the run in it, None if there is no run; and its finished stages.
     """
-    if not (path / "recipe.yaml").exists():
+    if not (path / "recipe.yaml").exists() or not _holds_work(path):
         return None, []
     try:
         changed = differences(read_resolved(path / "recipe.yaml"), recipe)
     except ValueError:
         changed = ["recipe.yaml cannot be read"]
     return changed, finished_stages(path)
+
+
+def _entries(path: Path) -> list[Path]:
+    return [path / name for name in ("recipe.yaml", "results.json", "stages", "checkpoints", *STAGES)]
+
+
+def _holds_work(path: Path) -> bool:
+    """Tell whether a run has left more than its settings and empty folders: a checkpoint, a model, results."""
+    return any(file.is_file() for entry in _entries(path)[1:] for file in (entry, *entry.rglob("*")))
 
 
 def finished_stages(path: Path) -> list[str]:

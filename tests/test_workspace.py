@@ -65,6 +65,24 @@ class TestWhoseFolder:
         assert contents() == before
         begun().release()  # and the refused one has not kept the lock
 
+    def test_a_run_that_came_to_nothing_gives_way_to_other_settings(self):
+        """A mistake found in the first step would call for --overwrite, where there is nothing to delete."""
+        workspace = begun()
+        workspace.checkpoints("student").mkdir(parents=True)
+        workspace.release()
+        assert state_of(OUT, recipe(temperature=8.0)) == (None, [])
+        begun(recipe(temperature=8.0)).release()
+        assert "temperature: 8.0" in contents()["recipe.yaml"]
+
+    def test_a_checkpoint_is_work_that_is_not_given_up(self):
+        """Hours of training, not yet finished."""
+        workspace = begun()
+        (workspace.checkpoints("teacher") / "checkpoint-1").mkdir(parents=True)
+        (workspace.checkpoints("teacher") / "checkpoint-1" / "trainer_state.json").write_text("{}")
+        workspace.release()
+        with pytest.raises(ValueError, match=r"other settings \(training\.temperature"):
+            Workspace(OUT, recipe(temperature=8.0))
+
     def test_overwrite_deletes_the_run_and_leaves_the_users_files(self):
         """A folder deleted with all that is in it."""
         leave_a_run()

@@ -89,7 +89,7 @@ def _load(name: str) -> Any:
         return evaluate.load(source, keep_in_memory=True)
     except (OSError, ImportError, ValueError) as error:
         raise ValueError(
-            f"metrics: cannot load {name!r}: {str(error).splitlines()[0]}. With no network there are "
+            f"metrics: cannot load {name!r}: {str(error).splitlines()[0].rstrip('.')}. With no network there are "
             f"{', '.join(local_metrics())}."
         ) from error
 
