@@ -67,7 +67,7 @@ def _text_inputs(recipe: Recipe, splits: Splits) -> Inputs:
                 f"the tokenizers of teacher.model {recipe.teacher.model!r} and student.model {recipe.student.model!r} "
                 "read the same text differently: take a student with the teacher's tokenizer"
             )
-    max_length = recipe.data.max_length
+    max_length = _max_length(recipe, tokenizer)
     if words:
         (column,) = splits.columns.inputs
         prepared = {role: tokenize_words(rows, tokenizer, column, max_length) for role, rows in splits.named().items()}
@@ -80,6 +80,17 @@ def _text_inputs(recipe: Recipe, splits: Splits) -> Inputs:
         collator = DataCollatorWithPadding(tokenizer)
     train = prepared["train"]
     return Inputs(train, train, prepared["evaluation"], prepared.get("test"), collator, tokenizer)
+
+
+def _max_length(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return how many tokens of a row are kept: what the recipe says, or the most that both models take."""
+    takes = [getattr(config, "max_position_embeddings", None) for config in _model_configs(recipe)]
+    limits = [limit for limit in [tokenizer.model_max_length, *takes] if limit is not None and 0 < limit < 10**9]
+    most = min(limits, default=None)
+    wanted = recipe.data.max_length
+    if wanted is not None and most is not None and wanted > most:
+        raise ValueError(f"data.max_length: must be at most {most}, which is all that the models take; got {wanted}")
+    return most if wanted is None else wanted
 
 
 def _image_inputs(recipe: Recipe, splits: Splits) -> Inputs:

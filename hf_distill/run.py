@@ -1,11 +1,13 @@
 """Join the parts: a recipe goes in, a teacher, a student, a baseline and their results come out."""
 
 import contextlib
+import copy
 import json
 import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,8 @@ class _Run:
         args = _arguments(self.recipe, stage, self.workspace.checkpoints(stage))
         set_seed(args.seed)
         model = build()
+        if teacher is not None and args.teacher_dtype is not None:
+            teacher = copy.deepcopy(teacher)  # the trainer converts it in place, and a baseline may be made of it
         checkpoint = self.workspace.last_checkpoint(stage)
         clock = _Clock(0.0 if checkpoint is None else checkpoint.seconds)
         trainer = DistillationTrainer(
@@ -237,7 +241,10 @@ class _Run:
             self.recipe, "baseline", self.workspace.checkpoints("student"), label_smoothing_factor=0.0, **nothing
         )
         trainer = DistillationTrainer(
-            model=model, args=args, data_collator=self.inputs.collator, processing_class=self.inputs.processor
+            model=model,
+            args=args,
+            data_collator=partial(_collated, self.inputs.collator, model.dtype),
+            processing_class=self.inputs.processor,
         )
         prediction = trainer.predict(self.inputs.judged)
         logits = _array(prediction.predictions)
@@ -357,6 +364,11 @@ def environment() -> dict[str, str]:
 def _best(checkpoint: Checkpoint, args: DistillationConfig) -> Path:
     best = checkpoint.state.get("best_model_checkpoint")
     return Path(best) if args.load_best_model_at_end and best else checkpoint.path
+
+
+def _collated(collator: Callable[[list], Any], dtype: torch.dtype, rows: list) -> dict[str, torch.Tensor]:
+    """Make a batch whose images have the type of a model's weights: not every model converts them itself."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in collator(rows).items()}
 
 
 def _array(predictions: Any) -> np.ndarray:

@@ -196,8 +196,6 @@ class DistillationTrainer(Trainer):
         if model.training:
             self._loss_parts += torch.stack([soft_mean.detach(), label_mean.detach()]).float() * scale
             self._num_steps_since_log += self.accelerator.sync_gradients
-        if not isinstance(outputs, Mapping):
-            outputs = (loss, *outputs)
         return (loss * scale, outputs) if return_outputs else loss * scale
 
     def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -392,16 +390,22 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """Evaluate one batch; rows without labels have the soft-target loss."""
-        if inputs.get("labels") is not None:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        if self.teacher is None:
-            return super().prediction_step(model, self._student_inputs(inputs), prediction_loss_only, ignore_keys)
+        """Evaluate one batch: its loss, its logits and nothing else of the student's outputs, its labels.
+
+        Rows without labels have the soft-target loss, and none without a teacher. A student whose config asks for
+        hidden states, or that has several heads, still predicts one array; `ignore_keys` has nothing to leave out.
+        """
         inputs = self._prepare_inputs(inputs)
-        counts = self._get_num_items_in_batch([inputs], self.args.device)
+        labels = inputs.get("labels")
+        loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=counts)
-        return loss.detach(), None if prediction_loss_only else logits_of(outputs).detach(), None
+            if labels is None and self.teacher is None:
+                outputs = model(**self._student_inputs(inputs))
+            else:
+                counts = self._get_num_items_in_batch([inputs], self.args.device)
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=counts)
+        logits = None if prediction_loss_only else logits_of(outputs).detach()
+        return None if loss is None else loss.detach(), logits, None if prediction_loss_only else labels
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Evaluate; the loss is the mean over all rows and labels of the set, whatever the batches.

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from hf_distill.recipe import Recipe, differences, read_resolved
 
+_MARK = "# Written by hf-distill: all settings of the run in this folder.\n"
 STAGES = ("teacher", "student", "baseline")
 
 
@@ -48,12 +49,13 @@ class Workspace:
             raise ValueError(
                 f"output_dir: cannot write to {path}: {error.strerror or error}. Choose another folder."
             ) from error
-        if not overwrite:
-            try:
+        try:
+            self._refuse_foreign_recipe()
+            if not overwrite:
                 self._refuse_other_runs()
-            except ValueError:
-                self.release()
-                raise
+        except ValueError:
+            self.release()
+            raise
 
     @classmethod
     def attached(cls, path: Path) -> "Workspace":
@@ -75,7 +77,14 @@ class Workspace:
         for stage in STAGES:
             shutil.rmtree(self._part(stage), ignore_errors=True)
         self._leaves_no_trace = False
-        self._write("recipe.yaml", self._recipe.to_yaml())
+        self._write("recipe.yaml", _MARK + self._recipe.to_yaml())
+
+    def _refuse_foreign_recipe(self) -> None:
+        file = self.path / "recipe.yaml"
+        if file.exists() and not file.read_bytes().startswith(_MARK.encode()):
+            raise ValueError(
+                f"output_dir: {file} was not written by a run, and this one would replace it: choose another folder"
+            )
 
     def _refuse_other_runs(self) -> None:
         if not (self.path / "recipe.yaml").exists():

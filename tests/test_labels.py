@@ -58,8 +58,8 @@ class TestKinds:
         ("labels", "feature"),
         [
             (["a", None, "", "b"], None),
-            ([0, None, -1, 1], None),
-            ([0, -100, -1, 1], None),
+            ([0, None, -100, 1], None),
+            ([0, -100, None, 1], None),
             ([0, None, -1, 1], ClassLabel(names=["a", "b"])),
         ],
     )
@@ -172,7 +172,7 @@ class TestRefused:
         with pytest.raises(ValueError, match=f"label {evaluation[1]!r} .* of the evaluation split is none of the 2"):
             index(train, evaluation)
 
-    @pytest.mark.parametrize("labels", [["a", "a"], [1, -1], [-1, -1]])
+    @pytest.mark.parametrize("labels", [["a", "a"], [1, -100], [-100, -100]])
     def test_fewer_than_two_classes(self, labels):
         """A classifier of one class is always right."""
         with pytest.raises(ValueError, match=r"too few classes .* two or more. An empty label, -1 and -100 count as"):
@@ -224,3 +224,8 @@ class TestWords:
         rows = Dataset.from_dict({"tokens": [["a"], ["b"]], "tags": [0, 1]})
         with pytest.raises(ValueError, match="holds int64: expected a list of labels, one for each word"):
             index_labels({"train": rows}, "tags", words="tokens")
+
+    def test_minus_one_among_plain_numbers(self):
+        """The classes -1, 0 and 1 of a sentiment become two, and every negative row unlabelled."""
+        with pytest.raises(ValueError, match=r"holds -1 beside other numbers.*a class or a missing label"):
+            index([-1, 0, 1, 0])

@@ -225,6 +225,19 @@ def test_tokenizers_that_read_differently_are_refused():
     assert not Path("out/teacher").exists()
 
 
+def test_texts_longer_than_the_models_take_are_cut():
+    """A tokenizer that does not know the limit, and an index error after hours of training."""
+    recipe = text_recipe(baseline=False)
+    settings = json.loads(Path("base/tokenizer_config.json").read_text())
+    Path("base/tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 10**30}))
+    Path("data/train.jsonl").write_text(
+        "\n".join(json.dumps({**row, "text": row["text"] + " the" * 100}) for row in sentences(32))
+    )
+    run(recipe)
+    with pytest.raises(ValueError, match=r"max_length: must be at most 32, .* got 64"):
+        run({**recipe, "data": {"path": "data", "max_length": 64}, "output_dir": "other"})
+
+
 def test_data_without_any_label_need_a_ready_teacher():
     """There is nothing to train a teacher or a baseline on."""
     recipe = text_recipe(data={"path": "data", "label_names": ["negative", "positive"]})

@@ -125,10 +125,20 @@ class TestWhoseFolder:
     def test_a_recipe_that_cannot_be_read_is_refused(self, text):
         """Settings that cannot be compared taken for the same ones."""
         leave_a_run()
+        text = (OUT / "recipe.yaml").read_text().splitlines()[0] + "\n" + text
         (OUT / "recipe.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"recipe\.yaml is not a recipe that this version can read.*--overwrite"):
             Workspace(OUT, recipe())
         assert (OUT / "recipe.yaml").read_text() == text
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_a_users_own_recipe_is_never_replaced(self, overwrite):
+        """With output_dir: . the run would write its settings over the recipe that it was started with."""
+        OUT.mkdir()
+        (OUT / "recipe.yaml").write_text("task: mine  # with my notes\n")
+        with pytest.raises(ValueError, match="was not written by a run"):
+            Workspace(OUT, recipe(), overwrite=overwrite)
+        assert contents() == {"recipe.yaml": "task: mine  # with my notes\n"}
 
     @pytest.mark.parametrize("path", ["file", "file/below", "file/far/below"])
     def test_a_path_that_is_a_file_or_below_one_is_refused(self, path):

@@ -68,6 +68,8 @@ def _classes(
     values = _distinct(splits["train"], column)
     if kind == "text" and not given:
         _refuse_mixed(values, column)
+    if kind == "numbers":
+        _refuse_minus_one(splits["train"], column)
     names = given or tuple(str(int(value) if isinstance(value, float) else value) for value in values)
     return names, {value: i for i, value in enumerate(given or values)}
 
@@ -146,6 +148,16 @@ def _is_missing(value: Any) -> bool:
     if isinstance(value, int | float):
         return value in (MISSING_LABEL, -1) or value != value
     return value is None or value == ""
+
+
+def _refuse_minus_one(dataset: Dataset, column: str) -> None:
+    """Refuse a number that marks a missing label in some data sets, and is a class in others."""
+    if any(value == -1 for value in _flat(dataset.with_format(None)[column])):
+        raise ValueError(
+            f"data.label_column {column!r} holds -1 beside other numbers in the train split, which may be a class or a "
+            "missing label: write missing labels as -100 or leave them empty, or name the classes 0, 1, ... in "
+            "data.label_names"
+        )
 
 
 def _refuse_mixed(values: Sequence[str], column: str) -> None:

@@ -108,7 +108,7 @@ def label_loss(
     present = label_mask(labels, problem_type)
     if problem_type == "single_label_classification":
         if labels.shape != logits.shape[:-1]:
-            raise ValueError(_misfit(labels, logits, "one class index for each row or token"))
+            raise ValueError(_misfit(labels, logits, problem_type, "one class index for each row or token"))
         losses = F.cross_entropy(
             logits.flatten(0, -2),
             labels.flatten().long(),
@@ -120,7 +120,7 @@ def label_loss(
     if problem_type == "regression" and logits.shape[-1] == 1 and labels.dim() == logits.dim() - 1:
         logits = logits.squeeze(-1)
     if labels.shape != logits.shape:
-        raise ValueError(_misfit(labels, logits, "one number for each of the student's outputs"))
+        raise ValueError(_misfit(labels, logits, problem_type, "one number for each of the student's outputs"))
     targets = labels.to(logits.dtype).masked_fill(~present, 0.0)
     if problem_type == "multi_label_classification":
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -177,9 +177,10 @@ def _full_precision(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _misfit(labels: Tensor, logits: Tensor, expected: str) -> str:
+def _misfit(labels: Tensor, logits: Tensor, problem_type: str, expected: str) -> str:
     return (
-        f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}: expected {expected}"
+        f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)} in {problem_type}: "
+        f"expected {expected}, or another problem_type in the student's config"
     )
 
 

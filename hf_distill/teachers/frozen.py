@@ -45,7 +45,8 @@ class FrozenTeacher:
             model.to(device=device, dtype=None if dtype in (None, "auto") else getattr(torch, dtype))
         self.model = model
         self.inputs = forward_parameters(model)
-        self.inputs_of_its_own = self.inputs - forward_parameters(student)
+        inputs_of_student = forward_parameters(student)
+        self.inputs_of_its_own = self.inputs - inputs_of_student if inputs_of_student else set()
         self._label_index = None if index is None else torch.tensor(index, device=device)
         self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
@@ -53,15 +54,16 @@ class FrozenTeacher:
         """Run the teacher, without gradients.
 
         Args:
-            inputs: a batch. Entries that the teacher's `forward` does not name are left out; floating tensors are
-                converted to the type of its weights.
+            inputs: a batch. Labels and, unless its `forward` names no input at all, entries that it does not name are
+                left out; floating tensors are converted to the type of its weights.
 
         Returns:
             `(batch, num_labels)` or `(batch, tokens, num_labels)`, in the student's label order.
         """
         if self.model.training:  # a caller may have set it by way of a parent module
             self.model.eval()
-        own = {name: self._converted(value) for name, value in inputs.items() if name in self.inputs}
+        names = self.inputs or inputs.keys() - {"labels"}
+        own = {name: self._converted(value) for name, value in inputs.items() if name in names}
         with torch.no_grad():
             outputs: Any = self.model(**own)
             logits = logits_of(outputs)

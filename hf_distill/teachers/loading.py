@@ -83,14 +83,25 @@ def task_of(model: nn.Module) -> str:
 
 
 def forward_parameters(model: nn.Module) -> set[str]:
-    """Name the inputs that a model's `forward` takes, labels excepted."""
+    """Name the inputs that a model's `forward` takes, labels excepted; none if it takes any, by `**kwargs` alone."""
     parameters = inspect.signature(_without_adapter(model).forward).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named - {"labels"}
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """Return a classifier's logits, whichever form of output it has."""
+    """Return a classifier's logits, whichever form of output it has.
+
+    Raises:
+        ValueError: the output names its parts, and none of them is the logits.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping) and "logits" not in outputs:
+        raise ValueError(
+            f"a classifier's output has logits, this model's has {', '.join(outputs)}: take a model with a "
+            "classification head"
+        )
     logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
     return logits
 
@@ -101,5 +112,6 @@ def first_line(error: BaseException) -> str:
 
 
 def _without_adapter(model: nn.Module) -> Any:
-    """Return the model that PEFT wraps, or the model itself."""
+    """Return the model that torch.compile or PEFT wraps, or the model itself."""
+    model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
