@@ -203,7 +203,7 @@ class _Run:
             eval_dataset=self.inputs.evaluation,
             data_collator=self.inputs.collator,
             processing_class=self.inputs.processor,
-            compute_metrics=lambda prediction: self.metrics(_array(prediction.predictions), prediction.label_ids),
+            compute_metrics=lambda prediction: self.metrics(prediction.predictions, prediction.label_ids),
             callbacks=[clock],
         )
         if checkpoint is not None and checkpoint.is_last:
@@ -237,6 +237,7 @@ class _Run:
         """Return a model's logits, in the given order of classes, and the labels of the rows judged on."""
         # Any stage but the student's needs no teacher; nothing is trained, saved or smoothed here.
         nothing = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        nothing |= {"bf16_full_eval": False, "fp16_full_eval": False}  # these convert the model for good
         args = _arguments(
             self.recipe, "baseline", self.workspace.checkpoints("student"), label_smoothing_factor=0.0, **nothing
         )
@@ -247,7 +248,7 @@ class _Run:
             processing_class=self.inputs.processor,
         )
         prediction = trainer.predict(self.inputs.judged)
-        logits = _array(prediction.predictions)
+        logits = prediction.predictions
         return logits if order is None else logits[..., order], prediction.label_ids
 
     def _label_order(self, teacher: PreTrainedModel) -> list[int] | None:
@@ -369,7 +370,3 @@ def _best(checkpoint: Checkpoint, args: DistillationConfig) -> Path:
 def _collated(collator: Callable[[list], Any], dtype: torch.dtype, rows: list) -> dict[str, torch.Tensor]:
     """Make a batch whose images have the type of a model's weights: not every model converts them itself."""
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in collator(rows).items()}
-
-
-def _array(predictions: Any) -> np.ndarray:
-    return predictions[0] if isinstance(predictions, tuple) else predictions

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +229,7 @@ def test_tokenizers_that_read_differently_are_refused():
 def test_texts_longer_than_the_models_take_are_cut():
     """A tokenizer that does not know the limit, and an index error after hours of training."""
     recipe = text_recipe(baseline=False)
+    recipe["training"]["allow_untrained_teacher"] = True
     settings = json.loads(Path("base/tokenizer_config.json").read_text())
     Path("base/tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 10**30}))
     Path("data/train.jsonl").write_text(
@@ -245,6 +247,55 @@ def test_data_without_any_label_need_a_ready_teacher():
     rows[0]["label"] = ""  # keeps the column one of text
     Path("data/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ValueError, match="no row of the train split has a label"):
+        run(recipe)
+
+
+def test_a_narrow_teacher_leaves_the_baseline_as_it_was():
+    """The teacher is converted in place: a baseline made of its layers began elsewhere than the student."""
+    recipe = text_recipe()
+    recipe["training"]["teacher_dtype"] = "bfloat16"
+    run(recipe)
+    first = load_file("out/baseline/model.safetensors")
+    shutil.rmtree("out/baseline")
+    Path("out/stages/baseline.json").unlink()
+    run(recipe)  # with a teacher that no student has learnt from since it was loaded
+    second = load_file("out/baseline/model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_ready_narrow_teacher_of_images_is_measured():
+    """ResNet and others do not convert their input to the type of their weights."""
+    shape = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
+    once = {**SMALL, "num_train_epochs": 1}
+    student = {"config": {**shape, "layer_type": "basic"}}
+    teacher = {**student, "training": once}
+    trained = run(digits_recipe(teacher=teacher, student=student, training=once, baseline=False, output_dir="first"))
+    narrow = run(
+        digits_recipe(
+            teacher={"model": "first/teacher"},
+            student=student,
+            training={**once, "teacher_dtype": "bfloat16", "allow_untrained_teacher": True},
+            baseline=False,
+        )
+    )
+    assert narrow.teacher.size_mib < trained.teacher.size_mib
+    assert narrow.teacher.metrics["accuracy"] == pytest.approx(trained.teacher.metrics["accuracy"], abs=0.05)
+
+
+def test_results_are_those_of_the_saved_weights_whatever_training_evaluates_in():
+    """bf16_full_eval converts a model for good, and halved the size in the results."""
+    recipe = digits_recipe(baseline=False)
+    recipe["training"] |= {"bf16_full_eval": True}
+    found = run(recipe)
+    assert found.student.size_mib == pytest.approx(found.student.num_parameters * 4 / 2**20, abs=1e-3)
+
+
+@pytest.mark.parametrize("setting", ["prediction_loss_only", "batch_eval_metrics", "eval_do_concat_batches"])
+def test_settings_that_withhold_the_predictions_are_refused(setting):
+    """They ended a run with a TypeError once its teacher was trained."""
+    recipe = digits_recipe()
+    recipe["training"] |= {setting: setting != "eval_do_concat_batches"}
+    with pytest.raises(ValueError, match=rf"training\.{setting}: would keep the predictions from the metrics"):
         run(recipe)
 
 

@@ -616,3 +616,93 @@ def test_a_resumed_run_sees_the_same_augmented_images(tmp_path):
     whole = run("whole")
     run("part", stop=6)
     assert same(run("part", resume="part/checkpoint-6"), whole)
+
+
+class _Open(torch.nn.Module):
+    """A model behind a forward that names no input, as wrappers of many libraries have it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs):
+        return self.model(**inputs)
+
+
+class TestForwardsOfOtherKinds:
+    @pytest.mark.parametrize("wrapped", ["teacher", "student", "both"])
+    def test_one_that_names_no_input_gets_the_whole_batch(self, wrapped):
+        """Inputs are chosen by name: a wrapper got none, or took all of them from the student."""
+        rows = tiny.text_rows(8)
+
+        def loss(student, teacher):
+            made = trainer(student, teacher, rows, eval_rows=rows, max_steps=1, remove_unused_columns=False)
+            made.train()
+            return made.evaluate()["eval_loss"]
+
+        student, teacher = tiny.bert(0), tiny.bert(1)
+        if wrapped in ("student", "both"):
+            student = _Open(student)
+        if wrapped in ("teacher", "both"):
+            teacher = _Open(teacher)
+        assert loss(student, teacher) == pytest.approx(loss(tiny.bert(0), tiny.bert(1)), rel=1e-6)
+
+    def test_compiled_teacher_gets_its_inputs(self):
+        """torch.compile hides the signature of the model's forward."""
+        teacher = torch.compile(tiny.bert(1), backend="eager")
+        rows = tiny.text_rows(8)
+        losses = [
+            trainer(tiny.bert(0), one, rows, max_steps=1).train().training_loss for one in (teacher, tiny.bert(1))
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+    def test_that_returns_a_bare_tensor_works(self):
+        """Models from outside Transformers return their logits and nothing around them."""
+
+        class Bare(torch.nn.Module):
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            def forward(self, input_ids, attention_mask):
+                return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+        rows = tiny.text_rows(8)
+        made = trainer(Bare(tiny.bert(0)), Bare(tiny.bert(1)), rows, eval_rows=rows, max_steps=1)
+        made.train()
+        assert made.predict(rows).predictions.shape == (8, 3)
+
+    def test_without_a_head_is_refused(self):
+        """An encoder in the place of a classifier ended in a KeyError."""
+        rows = tiny.text_rows(4)
+        headless = BertModel(tiny.bert(0).config)
+        for student, teacher in ((headless, tiny.bert(1)), (tiny.bert(0), headless)):
+            with pytest.raises(ValueError, match=r"has last_hidden_state.*classification head"):
+                trainer(student, teacher, rows, max_steps=1).train()
+
+
+@pytest.mark.parametrize("kind", ["single", "none"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("setting", [{}, {"output_hidden_states": True}, {"return_dict": False}])
+def test_predictions_are_the_logits_and_nothing_else(setting, alpha, kind):
+    """Hidden states beside the logits, or the batches' losses in their place, went into compute_metrics."""
+    student = tiny.bert(0, **setting)
+    rows = tiny.text_rows(10, kind)
+    found = trainer(student, tiny.bert(1), alpha=alpha, per_device_eval_batch_size=4).predict(rows)
+    inputs = {name: value for name, value in batch_of(rows).items() if name != "labels"}
+    with torch.no_grad():
+        expected = student.eval()(**inputs, return_dict=True).logits
+    torch.testing.assert_close(torch.from_numpy(found.predictions), expected)
+    assert (found.label_ids is None) == (kind == "none")
+
+
+@pytest.mark.parametrize(
+    ("labels", "taken_for"),
+    [([1, 0, 1], "single_label_classification"), (1.0, "multi_label_classification")],
+    ids=["whole numbers for each class", "a number that is not whole"],
+)
+def test_labels_of_another_shape_name_the_problem_type_they_were_taken_for(labels, taken_for):
+    """Multi-label data with whole numbers: the shapes in the message were equal, and the cause not in it."""
+    rows = [{**row, "labels": torch.tensor(labels)} for row in tiny.text_rows(4, "none")]
+    with pytest.raises(ValueError, match=f"in {taken_for}: expected one .*problem_type in the student's config"):
+        trainer(tiny.bert(0), tiny.bert(1), rows, max_steps=1, alpha=0.5).train()
