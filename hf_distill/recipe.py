@@ -360,7 +360,7 @@ _OF_THE_RUN = {
     "output_dir": "is the run's own: set output_dir at the top of the recipe",
     "push_to_hub": "is not done from a recipe: publish the folder student/ of the finished run",
     "resume_from_checkpoint": "is not needed: the same command goes on where a run was stopped",
-    "label_names": "are columns of Trainer's, here always labels: set data.label_column or data.label_names",
+    "label_names": "is Trainer's name of the label column, here always labels: set data.label_column",
     **{
         name: "would keep the predictions from the metrics: leave it out"
         for name in ("prediction_loss_only", "batch_eval_metrics", "eval_do_concat_batches")

@@ -159,3 +159,12 @@ def test_a_stranger_loads_a_saved_folder_without_the_package() -> None:
     assert found["module"].startswith("transformers_modules.")
     assert found["labels"] == {"0": "zero", "1": "one", "2": "two"}
     torch.testing.assert_close(torch.load("logits.pt"), logits(model))
+
+
+def test_weights_start_as_small_as_asked():
+    """A setting that has no effect: how small a start is decides how well these nets generalise."""
+    torch.manual_seed(0)
+    model = MLPForImageClassification(MLPConfig(hidden_sizes=[400, 400], initializer_range=0.01))
+    for layer in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
+        assert not layer.bias.any()

@@ -21,6 +21,7 @@ class MLPConfig(PreTrainedConfig):
         hidden_sizes: units of each hidden layer.
         input_dropout: probability in [0, 1) that a pixel is dropped in training.
         hidden_dropout: the same for a hidden unit.
+        initializer_range: standard deviation of the weights at the start; None is torch's own start.
     """
 
     model_type = "hf_distill_mlp"
@@ -32,6 +33,7 @@ class MLPConfig(PreTrainedConfig):
         hidden_sizes: list[int] | tuple[int, ...] = (800, 800),
         input_dropout: float = 0.0,
         hidden_dropout: float = 0.0,
+        initializer_range: float | None = None,
         **kwargs: Any,
     ) -> None:
         self.image_size = image_size
@@ -39,6 +41,7 @@ class MLPConfig(PreTrainedConfig):
         self.hidden_sizes = list(hidden_sizes)
         self.input_dropout = input_dropout
         self.hidden_dropout = hidden_dropout
+        self.initializer_range = initializer_range
         super().__init__(**kwargs)
 
 
@@ -64,8 +67,11 @@ class MLPForImageClassification(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            module.reset_parameters()  # torch's own start
+        if isinstance(module, nn.Linear) and self.config.initializer_range is None:
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            nn.init.zeros_(module.bias)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
         """Classify `pixel_values` of shape `(batch, num_channels, image_size, image_size)`."""
