@@ -1,13 +1,13 @@
 """A recipe: the YAML file that says what is distilled into what, on which data, and how."""
 
-import difflib
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hf_distill.problems import NUMBER, described, flat, numbers_as_text, training_problems
 
 _BUNDLED = Path(__file__).parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent / "recipes"  # in a clone
@@ -16,7 +16,6 @@ _EXCLUSIVE = (
     ("teacher.model", "teacher.config"),
     ("student.model", "student.config", "student.from_teacher"),
 )
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 class RecipeError(ValueError):
@@ -154,8 +153,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems += [_described(problem) for problem in error.errors()]
-    problems += _training_problems(values) + _numbers_as_text(values)
+        problems += [described(problem, Recipe) for problem in error.errors()]
+    problems += training_problems(values) + numbers_as_text(values)
     if recipe is not None:
         problems += _conflicts(recipe)
     if problems or recipe is None:
@@ -209,7 +208,7 @@ def recipe_name(source: str | Path) -> str:
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """List the settings in which two recipes differ, the output folder aside."""
-    before, after = _flat(old.model_dump(exclude={"output_dir"})), _flat(new.model_dump(exclude={"output_dir"}))
+    before, after = flat(old.model_dump(exclude={"output_dir"})), flat(new.model_dump(exclude={"output_dir"}))
     return [
         f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"
         for key in sorted(before.keys() | after.keys())
@@ -245,7 +244,7 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[s
             problems.append(f"override {override!r}: expected key=value, such as training.learning_rate=1e-3")
             continue
         try:
-            value = float(text) if _NUMBER.fullmatch(text) and not text.lstrip("+-").isdigit() else yaml.safe_load(text)
+            value = float(text) if NUMBER.fullmatch(text) and not text.lstrip("+-").isdigit() else yaml.safe_load(text)
         except yaml.YAMLError as error:
             problems.append(f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}")
             continue
@@ -266,153 +265,6 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[s
                     for other in set(group) - {chosen} if value is not None else ():
                         values[other.split(".")[0]].pop(other.split(".")[1], None)
     return problems
-
-
-def _described(problem: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    got, kind = problem["input"], problem["type"]
-    if kind == "missing":
-        return f"{key}: is missing"
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(problem['loc'])}"
-    if kind == "value_error":
-        return f"{key}: {problem['ctx']['error']}"
-    return _mismatch(key, _expected(problem), got)
-
-
-def _expected(problem: Mapping[str, Any]) -> str:
-    """Say what pydantic expects in the words of YAML."""
-    kind, limits = problem["type"], problem.get("ctx", {})
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return "a mapping (key: value)"
-    if kind == "too_short":
-        return f"a list of {limits['min_length']} or more"
-    return str(problem["msg"]).removeprefix("Input should be ").removeprefix("Keys should be ")
-
-
-def _suggestion(location: Sequence[Any]) -> str:
-    model: Any = Recipe
-    for part in location[:-1]:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
-        model = next((a for a in nested if issubclass(a, BaseModel)), None)
-        if model is None:
-            return ""
-    known = list(model.model_fields)
-    return _did_you_mean(str(location[-1]), known)
-
-
-def _did_you_mean(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}" if len(known) < 25 else ""
-
-
-def _mismatch(key: str, expected: str, got: Any) -> str:
-    hint = ""
-    if isinstance(got, str) and _NUMBER.fullmatch(got):
-        hint = f" as text: YAML reads a number only with a point before the e, write {_with_point(got)}"
-    elif isinstance(got, bool) and "string" in expected:
-        hint = ': YAML reads a bare yes, no, on and off as true and false, write "no" for the word'
-    return f"{key}: expected {expected}, got {got!r}{hint}"
-
-
-def _with_point(number: str) -> str:
-    mantissa, e, exponent = number.lower().partition("e")
-    exponent = exponent if not e or exponent[0] in "+-" else f"+{exponent}"
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
-
-
-def _training_problems(values: Mapping[str, Any]) -> list[str]:
-    """Check `training` and `teacher.training` against the fields of DistillationConfig."""
-    teacher = values.get("teacher")
-    sections = {
-        "training": (values.get("training"), _OF_THE_RUN),
-        "teacher.training": (teacher.get("training") if isinstance(teacher, dict) else None, _OF_THE_STUDENT),
-    }
-    return [
-        problem
-        for name, (section, refused) in sections.items()
-        if isinstance(section, dict)
-        for problem in _section_problems(name, section, refused)
-    ]
-
-
-def _numbers_as_text(values: Mapping[str, Any]) -> list[str]:
-    """Find numbers that YAML reads as text in fields of models and processors, which are passed on unchecked."""
-    return [
-        _mismatch(f"{section}.{field}.{key}", "a number", value)
-        for section, field in (("teacher", "config"), ("student", "config"), ("data", "processor"))
-        if isinstance(values.get(section), dict) and isinstance(values[section].get(field), dict)
-        for key, value in _flat(values[section][field]).items()
-        if isinstance(value, str) and _NUMBER.fullmatch(value)
-    ]
-
-
-# Transformers finds these out in the middle of a run, or trains for no step and says nothing.
-_ABOVE_ZERO = (
-    "learning_rate",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-)
-_OF_THE_RUN = {
-    "output_dir": "is the run's own: set output_dir at the top of the recipe",
-    "push_to_hub": "is not done from a recipe: publish the folder student/ of the finished run",
-    "resume_from_checkpoint": "is not needed: the same command goes on where a run was stopped",
-    "label_names": "is Trainer's name of the label column, here always labels: set data.label_column",
-    **{
-        name: "would keep the predictions from the metrics: leave it out"
-        for name in ("prediction_loss_only", "batch_eval_metrics", "eval_do_concat_batches")
-    },
-}
-_OF_THE_STUDENT = {
-    **_OF_THE_RUN,
-    **{
-        name: "belongs to the student's training, a teacher learns from labels alone"
-        for name in ("alpha", "temperature", "teacher_dtype", "teacher_revision", "teacher_label_map")
-    },
-}
-
-
-def _section_problems(name: str, section: dict[str, Any], refused: Mapping[str, str]) -> list[str]:
-    from hf_distill.config import DistillationConfig
-
-    hints = get_type_hints(DistillationConfig)
-    known = list(DistillationConfig.__dataclass_fields__)
-    problems, sound = [], {}
-    for key, value in section.items():
-        if key in refused:
-            problems.append(f"{name}.{key}: {refused[key]}")
-        elif key not in known:
-            meant = _did_you_mean(str(key), known) or "; known are the fields of transformers' TrainingArguments"
-            problems.append(f"{name}.{key}: unknown key{meant}")
-        elif found := _value_problems(f"{name}.{key}", value, hints[key]):
-            problems += found
-        elif key in _ABOVE_ZERO and value <= 0:
-            problems.append(f"{name}.{key}: must be > 0, got {value}")
-        else:
-            sound[key] = value
-    own = DistillationConfig.__annotations__
-    if problems:  # fields of TrainingArguments depend on each other, so with one of them out only our own are judged
-        sound = {key: value for key, value in sound.items() if key in own}
-    try:
-        DistillationConfig(output_dir="unused", **sound)
-    except (ValueError, ImportError) as error:
-        # Transformers goes on with a sentence on lines that begin with a dash.
-        for line in filter(str.strip, re.sub(r"\n\s*-", " -", str(error)).splitlines()):
-            field, _, rest = line.partition(" ")
-            problems.append(f"{name}.{field}: {rest}" if field in own else f"{name}: {line}")
-    return problems
-
-
-def _value_problems(key: str, value: Any, hint: Any) -> list[str]:
-    try:
-        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
-    except ValidationError as error:
-        expected = " or ".join(dict.fromkeys(_expected(problem) for problem in error.errors()))
-        return [_mismatch(key, expected, value)]
-    return []
 
 
 def _conflicts(recipe: Recipe) -> list[str]:
@@ -441,9 +293,3 @@ def _conflicts(recipe: Recipe) -> list[str]:
     if recipe.training.get("alpha") == 1:
         problems.append("training.alpha: 1 leaves the teacher out, and a recipe is for distillation; 0 to 0.9 is usual")
     return problems
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(values, dict):
-        return {k: v for name, value in values.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): values}

@@ -76,6 +76,8 @@ class Workspace:
                     entry.unlink(missing_ok=True)
         for stage in STAGES:
             shutil.rmtree(self._part(stage), ignore_errors=True)
+        for stage in finished_stages(self.path):  # killed between its last two steps, `finish` leaves them
+            shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
         self._leaves_no_trace = False
         self._write("recipe.yaml", _MARK + self._recipe.to_yaml())
 

@@ -189,6 +189,7 @@ def test_evaluation_during_training_and_the_best_checkpoint():
     evaluated = [entry for entry in history if "eval_accuracy" in entry]
     assert len(evaluated) == 3
     assert {"eval_loss", "eval_soft_loss", "eval_label_loss", "eval_f1"} <= set(evaluated[0])
+    assert "after the best evaluation of one run" in " ".join(Path("out/student/README.md").read_text().split())
 
 
 def test_run_again_it_trains_nothing():
@@ -196,9 +197,13 @@ def test_run_again_it_trains_nothing():
     first = run(digits_recipe())
     stamps = {path: path.stat().st_mtime_ns for path in Path("out").rglob("model.safetensors")}
     assert len(stamps) == 3
+    left = Path("out/checkpoints/student/checkpoint-1/optimizer.pt")  # as if killed before it was removed
+    left.parent.mkdir(parents=True)
+    left.touch()
     second = run(digits_recipe())
     assert {path: path.stat().st_mtime_ns for path in Path("out").rglob("model.safetensors")} == stamps
     assert second == first
+    assert not left.exists()
 
 
 def test_other_settings_are_refused_and_named():

@@ -31,7 +31,7 @@ class Results:
         task: the recipe's task.
         recipe: the recipe's name.
         teacher: the teacher.
-        student: the distilled student, after its last step.
+        student: the distilled student, as it was saved.
         baseline: the same student trained on the labels alone; None if the recipe wants none.
         agreement: share of the predictions in which the student agrees with the teacher, from 0 to 1.
         gap_closed: how much of the way from the baseline to the teacher the student went, by the first metric; 1 is

@@ -51,6 +51,7 @@ def model_card(recipe: Mapping[str, Any], results: Results) -> ModelCard:
         num_train_rows=f"{results.data['num_train_rows']:,}",
         unlabelled_share=f"{results.data['unlabelled_share']:.1%}",
         data_words=f"{source}, {data['train_split']} for training, {_judged_split(data)} for the results",
+        moment="the best evaluation" if training.get("load_best_model_at_end") else "the last step",
         seed=training.get("seed", 42),
         alpha=alpha,
         soft_weight=round(1 - alpha, 10),

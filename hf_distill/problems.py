@@ -1,0 +1,170 @@
+"""What is wrong with the values of a recipe, a line for each."""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def described(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
+    """Say in one line what is wrong with a value: its key, what was expected, what was got.
+
+    Args:
+        problem: one of the errors of pydantic's `ValidationError`.
+        schema: the model that the whole recipe was checked against.
+    """
+    key = ".".join(str(part) for part in problem["loc"])
+    got, kind = problem["input"], problem["type"]
+    if kind == "missing":
+        return f"{key}: is missing"
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(problem['loc'], schema)}"
+    if kind == "value_error":
+        return f"{key}: {problem['ctx']['error']}"
+    return _mismatch(key, _expected(problem), got)
+
+
+def _expected(problem: Mapping[str, Any]) -> str:
+    """Say what pydantic expects in the words of YAML."""
+    kind, limits = problem["type"], problem.get("ctx", {})
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return "a mapping (key: value)"
+    if kind == "too_short":
+        return f"a list of {limits['min_length']} or more"
+    return str(problem["msg"]).removeprefix("Input should be ").removeprefix("Keys should be ")
+
+
+def _suggestion(location: Sequence[Any], schema: type[BaseModel]) -> str:
+    model: Any = schema
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+        model = next((a for a in nested if issubclass(a, BaseModel)), None)
+        if model is None:
+            return ""
+    known = list(model.model_fields)
+    return _did_you_mean(str(location[-1]), known)
+
+
+def _did_you_mean(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}" if len(known) < 25 else ""
+
+
+def _mismatch(key: str, expected: str, got: Any) -> str:
+    hint = ""
+    if isinstance(got, str) and NUMBER.fullmatch(got):
+        hint = f" as text: YAML reads a number only with a point before the e, write {_with_point(got)}"
+    elif isinstance(got, bool) and "string" in expected:
+        hint = ': YAML reads a bare yes, no, on and off as true and false, write "no" for the word'
+    return f"{key}: expected {expected}, got {got!r}{hint}"
+
+
+def _with_point(number: str) -> str:
+    mantissa, e, exponent = number.lower().partition("e")
+    exponent = exponent if not e or exponent[0] in "+-" else f"+{exponent}"
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
+
+
+def training_problems(values: Mapping[str, Any]) -> list[str]:
+    """Check `training` and `teacher.training` against the fields of DistillationConfig."""
+    teacher = values.get("teacher")
+    sections = {
+        "training": (values.get("training"), _OF_THE_RUN),
+        "teacher.training": (teacher.get("training") if isinstance(teacher, dict) else None, _OF_THE_STUDENT),
+    }
+    return [
+        problem
+        for name, (section, refused) in sections.items()
+        if isinstance(section, dict)
+        for problem in _section_problems(name, section, refused)
+    ]
+
+
+def numbers_as_text(values: Mapping[str, Any]) -> list[str]:
+    """Find numbers that YAML reads as text in fields of models and processors, which are passed on unchecked."""
+    return [
+        _mismatch(f"{section}.{field}.{key}", "a number", value)
+        for section, field in (("teacher", "config"), ("student", "config"), ("data", "processor"))
+        if isinstance(values.get(section), dict) and isinstance(values[section].get(field), dict)
+        for key, value in flat(values[section][field]).items()
+        if isinstance(value, str) and NUMBER.fullmatch(value)
+    ]
+
+
+# Transformers finds these out in the middle of a run, or trains for no step and says nothing.
+_ABOVE_ZERO = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+_OF_THE_RUN = {
+    "output_dir": "is the run's own: set output_dir at the top of the recipe",
+    "push_to_hub": "is not done from a recipe: publish the folder student/ of the finished run",
+    "resume_from_checkpoint": "is not needed: the same command goes on where a run was stopped",
+    "label_names": "is Trainer's name of the label column, here always labels: set data.label_column",
+    **{
+        name: "would keep the predictions from the metrics: leave it out"
+        for name in ("prediction_loss_only", "batch_eval_metrics", "eval_do_concat_batches")
+    },
+}
+_OF_THE_STUDENT = {
+    **_OF_THE_RUN,
+    **{
+        name: "belongs to the student's training, a teacher learns from labels alone"
+        for name in ("alpha", "temperature", "teacher_dtype", "teacher_revision", "teacher_label_map")
+    },
+}
+
+
+def _section_problems(name: str, section: dict[str, Any], refused: Mapping[str, str]) -> list[str]:
+    from hf_distill.config import DistillationConfig
+
+    hints = get_type_hints(DistillationConfig)
+    known = list(DistillationConfig.__dataclass_fields__)
+    problems, sound = [], {}
+    for key, value in section.items():
+        if key in refused:
+            problems.append(f"{name}.{key}: {refused[key]}")
+        elif key not in known:
+            meant = _did_you_mean(str(key), known) or "; known are the fields of transformers' TrainingArguments"
+            problems.append(f"{name}.{key}: unknown key{meant}")
+        elif found := _value_problems(f"{name}.{key}", value, hints[key]):
+            problems += found
+        elif key in _ABOVE_ZERO and value <= 0:
+            problems.append(f"{name}.{key}: must be > 0, got {value}")
+        else:
+            sound[key] = value
+    own = DistillationConfig.__annotations__
+    if problems:  # fields of TrainingArguments depend on each other, so with one of them out only our own are judged
+        sound = {key: value for key, value in sound.items() if key in own}
+    try:
+        DistillationConfig(output_dir="unused", **sound)
+    except (ValueError, ImportError) as error:
+        # Transformers goes on with a sentence on lines that begin with a dash.
+        for line in filter(str.strip, re.sub(r"\n\s*-", " -", str(error)).splitlines()):
+            field, _, rest = line.partition(" ")
+            problems.append(f"{name}.{field}: {rest}" if field in own else f"{name}: {line}")
+    return problems
+
+
+def _value_problems(key: str, value: Any, hint: Any) -> list[str]:
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+    except ValidationError as error:
+        expected = " or ".join(dict.fromkeys(_expected(problem) for problem in error.errors()))
+        return [_mismatch(key, expected, value)]
+    return []
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by their dotted keys."""
+    if isinstance(values, dict):
+        return {k: v for name, value in values.items() for k, v in flat(value, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): values}
