@@ -206,6 +206,24 @@ def recipe_name(source: str | Path) -> str:
     return next((name for name, file in bundled_recipes().items() if file.resolve() == path), path.stem)
 
 
+def command_for(recipe: Recipe, name: str) -> str:
+    """Return the command that repeats a run; of local paths only the last part is shown.
+
+    Args:
+        recipe: the resolved recipe.
+        name: its short name; for one of the package's, all that was changed by overrides is added.
+    """
+    if name not in bundled_recipes():
+        return f"hf-distill train {name}.yaml"
+    original = flat(load_recipe(name).model_dump())
+    changed = {
+        key: Path(value).name if isinstance(value, str) and Path(value).exists() else value
+        for key, value in flat(recipe.model_dump(exclude={"output_dir"})).items()
+        if value is not None and value != original.get(key)
+    }
+    return " ".join(["hf-distill train", name, *(f"{key}={_on_command_line(value)}" for key, value in changed.items())])
+
+
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """List the settings in which two recipes differ, the output folder aside."""
     before, after = flat(old.model_dump(exclude={"output_dir"})), flat(new.model_dump(exclude={"output_dir"}))
@@ -214,6 +232,10 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
+
+
+def _on_command_line(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -27,7 +27,7 @@ from hf_distill.evaluation.measuring import Metrics, agreement
 from hf_distill.evaluation.results import ModelResult, Results, gap_closed
 from hf_distill.inputs import Inputs, prepare_inputs
 from hf_distill.publishing.model_card import model_card
-from hf_distill.recipe import Recipe, Student, Teacher
+from hf_distill.recipe import Recipe, Student, Teacher, command_for
 from hf_distill.students.building import model_from_checkpoint, model_from_config, set_labels, student_from_teacher
 from hf_distill.teachers.frozen import check_logits
 from hf_distill.teachers.label_space import align_labels, names_in_order
@@ -125,7 +125,8 @@ class _Run:
             data=facts,
         )
         if PartialState().is_main_process:
-            model_card(self.recipe.model_dump(), results).save(self.workspace.model_folder("student") / "README.md")
+            card = model_card(self.recipe.model_dump(), results, command_for(self.recipe, self.name))
+            card.save(self.workspace.model_folder("student") / "README.md")
             self.workspace.write_results(results.to_json())
         return results
 

@@ -18,12 +18,13 @@ def template_path() -> Path:
     return _IN_WHEEL if _IN_WHEEL.exists() else _IN_CHECKOUT
 
 
-def model_card(recipe: Mapping[str, Any], results: Results) -> ModelCard:
+def model_card(recipe: Mapping[str, Any], results: Results, command: str) -> ModelCard:
     """Fill in the card of a distilled student.
 
     Args:
         recipe: the resolved recipe, as in a run's recipe.yaml.
         results: what the run found.
+        command: what repeats the run.
     """
     data, teacher, student, training = (recipe[key] for key in ("data", "teacher", "student", "training"))
     source = data["dataset"] or Path(data["path"]).name
@@ -59,7 +60,7 @@ def model_card(recipe: Mapping[str, Any], results: Results) -> ModelCard:
         training=_settings_words(training),
         teacher_training=_settings_words(teacher["training"]) if teacher["training"] else "none, it was ready",
         environment=", ".join(f"{name} {version}" for name, version in results.environment.items()),
-        command=f"hf-distill train {results.recipe}",
+        command=command,
     )
 
 
