@@ -1,5 +1,6 @@
 """What `DistillationTrainer` refuses before it computes anything."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -101,3 +102,15 @@ def check_labels(dataset: Any, num_labels: int | None, problem_type: ProblemType
             f"the labels run from {present.min()} to {present.max()}, the student has {num_labels} classes: labels "
             f"must be 0 to {num_labels - 1}, or {MISSING_LABEL} where one is missing"
         )
+
+
+def warn_of_frozen_head(student: nn.Module) -> None:
+    """Warn of a PEFT student whose new head would neither be trained nor saved."""
+    for name, adapter in (getattr(student, "peft_config", None) or {}).items():
+        if getattr(adapter, "task_type", None) is None and not getattr(adapter, "modules_to_save", None):
+            warnings.warn(
+                f"the PEFT adapter {name!r} has no task_type, so the student's classification head is neither trained "
+                "nor saved: set task_type='SEQ_CLS' (or 'TOKEN_CLS'), or modules_to_save, unless that is meant",
+                UserWarning,
+                stacklevel=3,
+            )

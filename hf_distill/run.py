@@ -26,12 +26,13 @@ from hf_distill.data.loading import Splits, load_rows, prepare_splits, reorder_l
 from hf_distill.evaluation.measuring import Metrics, agreement
 from hf_distill.evaluation.results import ModelResult, Results, gap_closed
 from hf_distill.inputs import Inputs, prepare_inputs
+from hf_distill.models.auto import AUTO_CLASSES
 from hf_distill.publishing.model_card import model_card
 from hf_distill.recipe import Recipe, Student, Teacher, command_for
 from hf_distill.students.building import model_from_checkpoint, model_from_config, set_labels, student_from_teacher
 from hf_distill.teachers.frozen import check_logits
 from hf_distill.teachers.label_space import align_labels, names_in_order
-from hf_distill.teachers.loading import AUTO_CLASSES, first_line, load_teacher
+from hf_distill.teachers.loading import first_line, load_teacher
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.workspace import Checkpoint, Workspace
 

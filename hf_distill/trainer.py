@@ -1,16 +1,24 @@
 """`DistillationTrainer`: a `Trainer` whose loss blends a teacher's soft targets with the labels."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 from transformers.utils import logging
 
-from hf_distill.checks import check_arguments, check_label_settings, check_labels, stated_problem_type
+from hf_distill.checks import (
+    check_arguments,
+    check_label_settings,
+    check_labels,
+    stated_problem_type,
+    warn_of_frozen_head,
+)
 from hf_distill.config import DistillationConfig
 from hf_distill.objective.losses import (
     ProblemType,
@@ -42,7 +50,8 @@ class DistillationTrainer(Trainer):
     The loss is `alpha * label_loss + (1 - alpha) * T^2 * KL(teacher / T || student / T)`, each term a mean over the
     whole accumulated batch of all processes: over the rows (or tokens) for the soft targets, over the labels that are
     not missing for the label loss. Accumulated micro-batches, even or not, and several processes therefore give the
-    gradient of the one full batch. Rows whose label is -100, and data without a label column, learn from the teacher
+    gradient of the one full batch (of data with a length: without one, `Trainer` lets a group of micro-batches run on
+    into the next epoch). Rows whose label is -100, and data without a label column, learn from the teacher
     alone.
 
     The teacher is frozen, stays in evaluation mode, and is part of no checkpoint, optimizer or state dict. The parts
@@ -114,6 +123,7 @@ class DistillationTrainer(Trainer):
         self._reset_loss_parts()
         self._eval_sums: list[Tensor] = []
         self._teacher_was_checked = False
+        warn_of_frozen_head(self.model)
         self._student_config: Any = getattr(student, "config", None)
         self._check_settings()
 
@@ -288,7 +298,7 @@ class DistillationTrainer(Trainer):
         """Train the student; see `Trainer.train`.
 
         Before the first step the teacher is run once over the evaluation set, if there is one with labels
-        (`teacher_quality` holds what was found); a resumed run does not repeat it.
+        (`teacher_quality` holds what was found, of several sets the last); a resumed run does not repeat it.
 
         Raises:
             ValueError: the teacher's logits are not numbers, or its predictions are no better than chance and
@@ -303,9 +313,10 @@ class DistillationTrainer(Trainer):
     def _examine_teacher(self) -> None:
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
             with torch.random.fork_rng(devices=[]):  # a data loader draws a seed, and training must not notice
-                logits, labels = self._predict_with_teacher(name)
-            if labels is None:
+                found = self._predict_with_teacher(name)
+            if found is None:
                 continue
+            logits, labels = found
             self.teacher_quality = measure_quality(logits, labels, self._resolve_problem_type(labels))
             if self.teacher_quality is None:
                 continue
@@ -317,7 +328,8 @@ class DistillationTrainer(Trainer):
                     "on. Pass allow_untrained_teacher=True to use it all the same."
                 )
 
-    def _predict_with_teacher(self, name: str | None) -> tuple[Tensor, Tensor | None]:
+    def _predict_with_teacher(self, name: str | None) -> tuple[Tensor, Tensor] | None:
+        """Return the teacher's logits for an evaluation set, and its labels; None if it has no labels."""
         all_logits, all_labels = [], []
         for inputs in self.get_eval_dataloader(name):
             inputs = self._prepare_inputs(inputs)
@@ -325,7 +337,7 @@ class DistillationTrainer(Trainer):
             check_logits(logits)
             labels = inputs.get("labels")
             if labels is None:
-                return logits, None
+                continue
             if self._is_token_level:
                 logits = self.accelerator.pad_across_processes(logits, dim=1)
                 labels = self.accelerator.pad_across_processes(labels, dim=1, pad_index=-100)
@@ -334,28 +346,31 @@ class DistillationTrainer(Trainer):
                 logits, labels = logits.flatten(0, 1), labels.flatten()
             all_logits.append(logits.cpu())
             all_labels.append(labels.cpu())
-        return torch.cat(all_logits), torch.cat(all_labels)
+        return (torch.cat(all_logits), torch.cat(all_labels)) if all_labels else None
 
     # The parent loads a checkpoint's weights under the names in the file, but `save_pretrained` writes many models, ViT
     # among them, under older names: it then resumes, with a warning at most, from the weights that training started
     # with. https://github.com/huggingface/transformers/issues/43701
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._has_plain_weights():
-            self._load_plain_weights(resume_from_checkpoint)
+        if self._is_saved_under_other_names(resume_from_checkpoint):
+            self._load_renamed(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if self._has_plain_weights():
-            self._load_plain_weights(self.state.best_model_checkpoint)
+        if self._is_saved_under_other_names(self.state.best_model_checkpoint):
+            self._load_renamed(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
 
-    def _has_plain_weights(self) -> bool:
-        return isinstance(self.model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+    def _is_saved_under_other_names(self, checkpoint: str) -> bool:
+        if not isinstance(self.model, PreTrainedModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return False
+        saved = {name for file in Path(checkpoint).glob("model*.safetensors") for name in _names_in(file)}
+        return not saved <= self.model.state_dict().keys()
 
-    def _load_plain_weights(self, checkpoint: str) -> None:
+    def _load_renamed(self, checkpoint: str) -> None:
         loaded, report = type(self.model).from_pretrained(checkpoint, dtype=self.model.dtype, output_loading_info=True)
         if report["missing_keys"]:
             raise ValueError(
@@ -435,3 +450,8 @@ class _DatasetEpochCallback(TrainerCallback):
         dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
         if isinstance(dataset, Dataset) and hasattr(dataset, "set_epoch"):
             dataset.set_epoch(int(state.epoch or 0))
+
+
+def _names_in(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as weights:
+        return list(weights.keys())

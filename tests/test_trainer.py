@@ -500,6 +500,12 @@ class TestOptionsOfTrainer:
         made.save_model(str(tmp_path / "adapter"))
         assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
+    def test_a_peft_student_without_a_task_is_warned_of(self):
+        """Its head stays as random as it was drawn, in training and in the saved adapter."""
+        student = get_peft_model(tiny.distilbert(0), LoraConfig(r=2, target_modules=["q_lin"]))
+        with pytest.warns(UserWarning, match=r"no task_type.*neither trained nor saved"):
+            trainer(student, tiny.bert(1), tiny.text_rows(4))
+
     def test_model_init_works(self):
         """Hyperparameter search builds the student anew by it."""
         made = DistillationTrainer(

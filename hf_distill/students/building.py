@@ -10,19 +10,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     PreTrainedModel,
 )
 
-import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
-
-_AUTO_CLASSES: dict[str, Any] = {
-    "text-classification": AutoModelForSequenceClassification,
-    "token-classification": AutoModelForTokenClassification,
-    "image-classification": AutoModelForImageClassification,
-}
+from hf_distill.models.auto import AUTO_CLASSES
 
 
 def model_from_checkpoint(
@@ -51,7 +42,7 @@ def model_from_checkpoint(
     try:
         config = AutoConfig.from_pretrained(name_or_path, **options)
         set_labels(config, label_names)
-        model, report = _AUTO_CLASSES[task].from_pretrained(
+        model, report = AUTO_CLASSES[task].from_pretrained(
             name_or_path,
             config=config,
             dtype=torch.float32,
@@ -99,7 +90,7 @@ def model_from_config(settings: dict[str, Any], task: str, label_names: Sequence
         # None is what the Auto classes trip over where a config has several models, as DeiT has
         config.architectures = config.architectures or []
         set_labels(config, label_names)
-        return _AUTO_CLASSES[task].from_config(config)
+        return AUTO_CLASSES[task].from_config(config)
     except (StrictDataclassError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(
             f"config.model_type {model_type!r} cannot be built for {task} from {fields or 'its defaults'}: "

@@ -6,19 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForImageClassification,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     PreTrainedModel,
 )
 
-import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
-
-AUTO_CLASSES: dict[str, Any] = {
-    "text-classification": AutoModelForSequenceClassification,
-    "token-classification": AutoModelForTokenClassification,
-    "image-classification": AutoModelForImageClassification,
-}
+from hf_distill.models.auto import AUTO_CLASSES
 
 
 def load_teacher(
@@ -71,7 +62,7 @@ def task_of(model: nn.Module) -> str:
     Raises:
         ValueError: it belongs to none of `AUTO_CLASSES`.
     """
-    base: Any = _without_adapter(model)
+    base: Any = _unwrapped(model)
     for task, auto_class in AUTO_CLASSES.items():
         classes = auto_class._model_mapping.get(type(getattr(base, "config", None)), ())
         if type(base) in (classes if isinstance(classes, tuple) else (classes,)):
@@ -84,7 +75,7 @@ def task_of(model: nn.Module) -> str:
 
 def forward_parameters(model: nn.Module) -> set[str]:
     """Name the inputs that a model's `forward` takes, labels excepted; none if it takes any, by `**kwargs` alone."""
-    parameters = inspect.signature(_without_adapter(model).forward).parameters.values()
+    parameters = inspect.signature(_unwrapped(model).forward).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named - {"labels"}
 
@@ -111,7 +102,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _without_adapter(model: nn.Module) -> Any:
+def _unwrapped(model: nn.Module) -> Any:
     """Return the model that torch.compile or PEFT wraps, or the model itself."""
     model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

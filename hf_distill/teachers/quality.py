@@ -59,11 +59,21 @@ def measure_quality(logits: Tensor, labels: Tensor, problem_type: ProblemType) -
 
     Returns:
         None if no label is present.
+
+    Raises:
+        ValueError: a class label is none of the teacher's.
     """
     present = label_mask(labels, problem_type)
     count = int(present.sum())
     if count == 0:
         return None
+    if problem_type == "single_label_classification":
+        lowest, highest = int(labels[present].min()), int(labels[present].max())
+        if lowest < 0 or highest >= logits.shape[-1]:
+            raise ValueError(
+                f"the evaluation labels run from {lowest} to {highest}, the teacher has {logits.shape[-1]} classes: "
+                f"labels must be 0 to {logits.shape[-1] - 1}, or -100 where one is missing"
+            )
     if problem_type == "regression":
         predicted = logits.reshape(labels.shape)[present].double()
         return _correlation(predicted, labels[present].double(), count)
