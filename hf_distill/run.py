@@ -22,7 +22,7 @@ from transformers import AutoConfig, PreTrainedModel, TrainerCallback, set_seed
 import hf_distill
 from hf_distill.config import DistillationConfig
 from hf_distill.data.labels import MISSING_LABEL
-from hf_distill.data.loading import Splits, load_rows, prepare_splits, reorder_labels
+from hf_distill.data.loading import Splits, fingerprint, load_rows, prepare_splits, reorder_labels
 from hf_distill.evaluation.measuring import Metrics, agreement
 from hf_distill.evaluation.results import ModelResult, Results, gap_closed
 from hf_distill.inputs import Inputs, prepare_inputs
@@ -98,7 +98,7 @@ class _Run:
             )
         self._rehearse()
         if PartialState().is_main_process:
-            self.workspace.begin()
+            self.workspace.begin(fingerprint(self.splits))
         PartialState().wait_for_everyone()
         teacher, teacher_seconds = self._teacher()
         teacher_logits, labels = self._predict(teacher, self._label_order(teacher))

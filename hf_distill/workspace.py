@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from hf_distill.recipe import Recipe, differences, read_resolved
 
 _MARK = "# Written by hf-distill: all settings of the run in this folder.\n"
+_DATA = ".data_fingerprint"
 STAGES = ("teacher", "student", "baseline")
 
 
@@ -66,8 +67,19 @@ class Workspace:
         workspace._leaves_no_trace = False
         return workspace
 
-    def begin(self) -> None:
-        """Make room for the run, and note its settings: from here on the folder is its own."""
+    def begin(self, data_fingerprint: str) -> None:
+        """Make room for the run, and note its settings and data: from here on the folder is its own.
+
+        Raises:
+            ValueError: the folder holds work on other data.
+        """
+        noted = self.path / _DATA
+        is_other = noted.exists() and noted.read_text(encoding="utf-8") != data_fingerprint
+        if is_other and not self._overwrite and _holds_work(self.path):
+            raise ValueError(
+                f"output_dir: {self.path} holds a run on other data, the recipe's have changed since: choose another "
+                "folder, or pass --overwrite to delete that run"
+            )
         if self._overwrite:
             for entry in _entries(self.path):
                 if entry.is_dir() and not entry.is_symlink():
@@ -80,6 +92,7 @@ class Workspace:
             shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
         self._leaves_no_trace = False
         self._write("recipe.yaml", _MARK + self._recipe.to_yaml())
+        self._write(_DATA, data_fingerprint)
 
     def _refuse_foreign_recipe(self) -> None:
         file = self.path / "recipe.yaml"
@@ -185,12 +198,12 @@ def state_of(path: Path, recipe: Recipe) -> tuple[list[str] | None, list[str]]:
 
 
 def _entries(path: Path) -> list[Path]:
-    return [path / name for name in ("recipe.yaml", "results.json", "stages", "checkpoints", *STAGES)]
+    return [path / name for name in ("recipe.yaml", _DATA, "results.json", "stages", "checkpoints", *STAGES)]
 
 
 def _holds_work(path: Path) -> bool:
     """Tell whether a run has left more than its settings and empty folders: a checkpoint, a model, results."""
-    return any(file.is_file() for entry in _entries(path)[1:] for file in (entry, *entry.rglob("*")))
+    return any(file.is_file() for entry in _entries(path)[2:] for file in (entry, *entry.rglob("*")))
 
 
 def finished_stages(path: Path) -> list[str]:

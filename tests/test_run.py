@@ -218,6 +218,19 @@ def test_other_settings_are_refused_and_named():
     assert run(changed, overwrite=True).student.train_seconds > 0
 
 
+def test_changed_data_are_refused():
+    """The settings are the same and the file is not: results of the old one would be taken for those of the new."""
+    recipe = text_recipe(baseline=False)
+    run(recipe)
+    rows = Path("data/train.jsonl").read_text().splitlines()
+    changed = json.dumps({**json.loads(rows[0]), "text": "the film was short"})
+    Path("data/train.jsonl").write_text("\n".join([changed, *rows[1:]]))
+    with pytest.raises(ValueError, match="holds a run on other data"):
+        run(recipe)
+    Path("data/train.jsonl").write_text("\n".join(rows))
+    run(recipe)
+
+
 def test_tokenizers_that_read_differently_are_refused():
     """A student fed with another vocabulary's ids learns noise, with no error anywhere."""
     recipe = text_recipe()

@@ -20,7 +20,7 @@ def recipe(**training) -> Recipe:
 
 def begun(settings: Recipe | None = None, **options) -> Workspace:
     workspace = Workspace(OUT, settings or recipe(), **options)
-    workspace.begin()
+    workspace.begin("data")
     return workspace
 
 
@@ -44,11 +44,23 @@ def contents() -> dict[str, str]:
     return {
         path.relative_to(OUT).as_posix(): path.read_text() if path.is_file() else "folder"
         for path in sorted(OUT.rglob("*"))
-        if path.name != ".lock"
+        if path.name not in (".lock", ".data_fingerprint")
     }
 
 
 class TestWhoseFolder:
+    def test_other_data_are_refused(self):
+        """The file under data.path was changed, and yesterday's models come back as if trained on it."""
+        leave_a_run()
+        workspace = Workspace(OUT, recipe())
+        with pytest.raises(ValueError, match="holds a run on other data"):
+            workspace.begin("other data")
+        workspace.release()
+        again = Workspace(OUT, recipe(), overwrite=True)
+        again.begin("other data")
+        again.release()
+        assert not (OUT / "student").exists()
+
     def test_the_same_settings_go_on_with_what_is_there(self):
         """Hours of training deleted by the same command."""
         leave_a_run()
@@ -156,7 +168,7 @@ from pathlib import Path
 from hf_distill.recipe import load_recipe
 from hf_distill.workspace import Workspace
 workspace = Workspace(Path("out"), load_recipe("vision/digits"))
-workspace.begin()
+workspace.begin("data")
 print("held", flush=True)
 sys.stdin.read()
 """
