@@ -217,7 +217,7 @@ def command_for(recipe: Recipe, name: str) -> str:
         return f"hf-distill train {name}.yaml"
     original = flat(load_recipe(name).model_dump())
     changed = {
-        key: Path(value).name if isinstance(value, str) and Path(value).exists() else value
+        key: value
         for key, value in flat(recipe.model_dump(exclude={"output_dir"})).items()
         if value is not None and value != original.get(key)
     }
@@ -235,6 +235,8 @@ def differences(old: Recipe, new: Recipe) -> list[str]:
 
 
 def _on_command_line(value: Any) -> str:
+    if isinstance(value, str) and (value.startswith((".", "~", "/")) or Path(value).exists()):
+        return Path(value).name
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

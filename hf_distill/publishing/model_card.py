@@ -51,14 +51,15 @@ def model_card(recipe: Mapping[str, Any], results: Results, command: str) -> Mod
         num_eval_rows=f"{results.data['num_eval_rows']:,}",
         num_train_rows=f"{results.data['num_train_rows']:,}",
         unlabelled_share=f"{results.data['unlabelled_share']:.1%}",
-        data_words=f"{source}, {data['train_split']} for training, {_judged_split(data)} for the results",
+        data_words=f"{source}, {data['train_split']} for training",
+        judged_split=_judged_split(data),
         moment="the best evaluation" if training.get("load_best_model_at_end") else "the last step",
         seed=training.get("seed", 42),
         alpha=alpha,
         soft_weight=round(1 - alpha, 10),
         temperature=training.get("temperature", 4.0),
-        training=_settings_words(training),
-        teacher_training=_settings_words(teacher["training"]) if teacher["training"] else "none, it was ready",
+        training=_training_words(training, data["augment"]),
+        teacher_training=_training_words(teacher["training"], teacher["augment"] or data["augment"]),
         environment=", ".join(f"{name} {version}" for name, version in results.environment.items()),
         command=command,
     )
@@ -85,5 +86,9 @@ def _model_words(section: Mapping[str, Any]) -> str:
     return f"a `{config['model_type']}` ({details})"
 
 
-def _settings_words(settings: Mapping[str, Any]) -> str:
+def _training_words(settings: Mapping[str, Any] | None, augment: Mapping[str, Any] | None) -> str:
+    if settings is None:
+        return "none, it was ready"
+    changes = {} if augment is None else {name: value for name, value in augment.items() if value}
+    settings = {**settings, **changes}
     return ", ".join(f"{name} {value}" for name, value in settings.items()) or "the defaults"
