@@ -1,6 +1,6 @@
 """What the models of a run read: prepared splits, a collator and the processor that goes with each saved model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,10 +101,15 @@ def _image_inputs(recipe: Recipe, splits: Splits) -> Inputs:
     channels = _num_channels(recipe)
     first = splits.train[0][column]
     processor = processors[0] if processors else _processor_from_config(recipe, (first.height, first.width), channels)
-    seed = int(recipe.training.get("seed", 42))
 
-    def rows_of(role: str, augment: Augment | None = None, with_processor: Any = processor) -> ImageRows:
+    def rows_of(
+        role: str,
+        augment: Augment | None = None,
+        training: Mapping[str, Any] | None = None,
+        with_processor: Any = processor,
+    ) -> ImageRows:
         changes = augment.model_dump() if augment is not None else {}
+        seed = int((training or {}).get("seed", 42))
         rows = splits.named()[role]
         return ImageRows(rows, column, with_processor, num_channels=channels, seed=seed, **changes)
 
@@ -118,8 +123,8 @@ def _image_inputs(recipe: Recipe, splits: Splits) -> Inputs:
             )
     own = recipe.teacher.augment if recipe.teacher.augment is not None else recipe.data.augment
     return Inputs(
-        rows_of("train", own),
-        rows_of("train", recipe.data.augment),
+        rows_of("train", own, recipe.teacher.training),
+        rows_of("train", recipe.data.augment, recipe.training),
         rows_of("evaluation"),
         None if splits.test is None else rows_of("test"),
         default_data_collator,
