@@ -1,5 +1,6 @@
 """What the models of a run read: prepared splits, a collator and the processor that goes with each saved model."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -159,7 +160,9 @@ def _model_configs(recipe: Recipe) -> list[Any]:
     sections: list[Teacher | Student] = [recipe.teacher, recipe.student]
     for section in sections:
         if section.config is not None:
-            configs.append(AutoConfig.for_model(**section.config))
+            # What may be wrong with it is said when the model is built, which is before anything is trained.
+            with contextlib.suppress(Exception):
+                configs.append(AutoConfig.for_model(**section.config))
         elif section.model is not None:
             configs.append(
                 AutoConfig.from_pretrained(
@@ -173,7 +176,7 @@ def _num_channels(recipe: Recipe) -> int:
     channels = {getattr(config, "num_channels", 3) for config in _model_configs(recipe)}
     if len(channels) > 1:
         raise ValueError(f"teacher and student take images of {sorted(channels)} channels: both need the same number")
-    return int(channels.pop())
+    return int(channels.pop()) if channels else 3
 
 
 def _processor_from_config(recipe: Recipe, image_size: tuple[int, int], channels: int) -> BaseImageProcessor:
