@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from hf_distill.objective.schedules import SCHEDULES, scheduled
+
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
+TEACHER_COMBINATIONS = ("arithmetic", "geometric")
+TEACHER_QUANTIZATIONS = ("8bit", "4bit")
 
 
 @dataclass
@@ -32,6 +36,62 @@ class DistillationConfig(TrainingArguments):
         metadata={
             "help": "Divides the logits of teacher and student before the softmax, and multiplies the soft-target "
             "loss by its square. Above 0; 1 to 20 is usual."
+        },
+    )
+    alpha_end: float | None = field(
+        default=None,
+        metadata={"help": "The value of alpha at the last step; needs a schedule. Unset: alpha stays as it is."},
+    )
+    temperature_end: float | None = field(
+        default=None,
+        metadata={"help": "The temperature at the last step; needs a schedule. Unset: the temperature stays as it is."},
+    )
+    schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How alpha and temperature move from their first to their end values: constant, linear or cosine. "
+            "Evaluation always uses the end values, so that eval_loss is one measure during the whole training."
+        },
+    )
+    teacher_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of each of several teachers (specialists have none), in their order; they are divided by "
+            "their sum. Unset: all count the same."
+        },
+    )
+    teacher_combination: str = field(
+        default="arithmetic",
+        metadata={
+            "help": "Mean of several teachers' probabilities at the temperature in use: arithmetic or geometric."
+        },
+    )
+    teacher_input_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns from which a teacher's own inputs are made by its teacher_processing_class: one text, a "
+            "pair of texts, a list of words, or an image. Unset: the only such column of the data."
+        },
+    )
+    teacher_max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens kept of a text for a teacher with a tokenizer of its own. Unset: the most that it takes."
+        },
+    )
+    teacher_placement: str = field(
+        default="same",
+        metadata={
+            "help": "Where the teacher lives: same (the student's device in each process), cpu, a device such as "
+            "cuda:1, auto (spread over all devices by Accelerate; one process only), or sharded (over all processes, "
+            "by FSDP2 or, in a DeepSpeed run, ZeRO-3)."
+        },
+    )
+    teacher_quantization: str | None = field(
+        default=None,
+        metadata={
+            "help": "Load a teacher that is named by a Hub id or path in 8bit or 4bit (bitsandbytes, on a GPU; "
+            "pip install hf_distill[quant])."
         },
     )
     teacher_dtype: str | None = field(
@@ -70,12 +130,17 @@ class DistillationConfig(TrainingArguments):
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
         problems = []
-        if not _is_number(self.alpha) or not 0 <= self.alpha <= 1:
-            problems.append(
-                f"alpha must be in [0, 1], got {self.alpha!r}. It is the weight of the label loss; 0.1 is usual."
-            )
-        if not _is_number(self.temperature) or not self.temperature > 0:
-            problems.append(f"temperature must be > 0, got {self.temperature!r}. 1 to 20 is usual.")
+        for name in ("alpha", "alpha_end"):
+            value = getattr(self, name)
+            if not (value is None and name != "alpha") and not (_is_number(value) and 0 <= value <= 1):
+                problems.append(
+                    f"{name} must be in [0, 1], got {value!r}. It is the weight of the label loss; 0.1 is usual."
+                )
+        for name in ("temperature", "temperature_end"):
+            value = getattr(self, name)
+            if not (value is None and name != "temperature") and not (_is_number(value) and value > 0):
+                problems.append(f"{name} must be > 0, got {value!r}. 1 to 20 is usual.")
+        problems += self._schedule_problems() + self._teacher_problems()
         if self.teacher_dtype is not None and self.teacher_dtype not in TEACHER_DTYPES:
             problems.append(f"teacher_dtype must be one of {', '.join(TEACHER_DTYPES)}, got {self.teacher_dtype!r}.")
         if self.teacher_label_map is not None and not isinstance(self.teacher_label_map, dict):
@@ -85,6 +150,71 @@ class DistillationConfig(TrainingArguments):
             )
         if problems:
             raise ValueError("\n".join(problems))
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Tell whether any step learns from soft targets."""
+        return self.alpha < 1 or (self.alpha_end is not None and self.alpha_end < 1)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Tell whether any step learns from labels."""
+        return self.alpha > 0 or (self.alpha_end is not None and self.alpha_end > 0)
+
+    @property
+    def last_alpha(self) -> float:
+        """Return alpha at the end of the training, by which evaluation goes."""
+        return self.alpha if self.alpha_end is None else self.alpha_end
+
+    @property
+    def last_temperature(self) -> float:
+        """Return the temperature at the end of the training, by which evaluation goes."""
+        return self.temperature if self.temperature_end is None else self.temperature_end
+
+    def alpha_at(self, step: int, num_steps: int) -> float:
+        """Return alpha at a step of the training, counted from 0."""
+        return scheduled(self.alpha, self.alpha_end, step, num_steps, self.schedule)  # type: ignore[arg-type]
+
+    def temperature_at(self, step: int, num_steps: int) -> float:
+        """Return the temperature at a step of the training, counted from 0."""
+        return scheduled(self.temperature, self.temperature_end, step, num_steps, self.schedule)  # type: ignore[arg-type]
+
+    def _schedule_problems(self) -> list[str]:
+        if self.schedule not in SCHEDULES:
+            return [f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}."]
+        ends = [name for name in ("alpha_end", "temperature_end") if getattr(self, name) is not None]
+        if self.schedule == "constant" and ends:
+            return [f"{ends[0]} has no effect with schedule constant: set schedule to linear or cosine."]
+        if self.schedule != "constant" and not ends:
+            return [f"schedule {self.schedule} has no end value to move to: set alpha_end or temperature_end."]
+        return []
+
+    def _teacher_problems(self) -> list[str]:
+        problems = []
+        weights = self.teacher_weights
+        if weights is not None and not (
+            isinstance(weights, list)
+            and all(_is_number(weight) and weight >= 0 for weight in weights)
+            and sum(weights) > 0
+        ):
+            problems.append(
+                f"teacher_weights must be numbers of at least 0 with a sum above 0, got {weights!r}. Unset, all "
+                "teachers count the same."
+            )
+        length = self.teacher_max_length
+        if length is not None and not (isinstance(length, int) and not isinstance(length, bool) and length > 0):
+            problems.append(f"teacher_max_length must be a whole number > 0, got {length!r}. Unset is all it takes.")
+        if self.teacher_combination not in TEACHER_COMBINATIONS:
+            problems.append(
+                f"teacher_combination must be one of {', '.join(TEACHER_COMBINATIONS)}, "
+                f"got {self.teacher_combination!r}."
+            )
+        if self.teacher_quantization is not None and self.teacher_quantization not in TEACHER_QUANTIZATIONS:
+            problems.append(
+                f"teacher_quantization must be one of {', '.join(TEACHER_QUANTIZATIONS)}, "
+                f"got {self.teacher_quantization!r}."
+            )
+        return problems
 
 
 def _is_number(value: Any) -> bool:
