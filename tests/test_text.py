@@ -35,6 +35,7 @@ class TestTexts:
             "attention_mask": [[1] * 5, [1] * 3],
             "labels": [1, -100],
             "length": [5, 3],
+            "text": ["a good film", "dull"],  # from which a teacher may need a view of its own
         }
 
     def test_a_pair_is_read_as_two_segments(self, tokenizer):
@@ -44,13 +45,17 @@ class TestTexts:
         assert row["input_ids"] == ids("[CLS] a film [SEP] not good [SEP]")
         assert row["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
 
-    def test_segments_are_made_even_where_the_tokenizer_would_leave_them_out(self, tokenizer):
-        """A DistilBERT tokenizer makes none, and its BERT teacher would read both texts as the first."""
+    def test_segments_are_made_where_they_are_asked_for_and_the_tokenizer_would_leave_them_out(self, tokenizer):
+        """A DistilBERT tokenizer makes none, and its BERT teacher would read both texts as the first.
+
+        Made for GPT-2, which adds them to its embeddings, they would change what it was trained to read.
+        """
         without = tiny.tokenizer()
         without.model_input_names = ["input_ids", "attention_mask"]
         rows = Dataset.from_dict({"first": ["a film"], "second": ["not good"], "labels": [0]})
-        (row,) = tokenize_text(rows, without, ("first", "second"), None)
+        (row,) = tokenize_text(rows, without, ("first", "second"), None, segments=True)
         assert row["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+        assert "token_type_ids" not in tokenize_text(rows, without, ("first", "second"), None).column_names
 
     def test_truncation_keeps_max_length_tokens_with_the_special_ones(self, tokenizer):
         """A cut that loses [SEP], or the whole second text of a pair."""

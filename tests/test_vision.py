@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import default_data_collator
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_distill.data.vision import ImageRows, check_images
+from hf_distill.data.vision import ImageRows, check_images, image_array
 
 SIZE = 8
 
@@ -77,6 +77,13 @@ class TestWithoutAugmentation:
         assert batch["labels"].tolist() == [2, 0]
         unlabelled = ImageRows(rows_of([encoded(0)], labels=False), "image", processor())
         assert set(default_data_collator([unlabelled[0]])) == {"pixel_values"}
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_pixels_may_be_written_to(self, channels):
+        """Torch warns of PIL's own memory at every image, where torchvision is installed."""
+        array = image_array(Image.open(io.BytesIO(encoded(0))), channels)
+        assert array.shape == (SIZE, SIZE, channels)
+        assert array.flags.writeable
 
     def test_a_number_of_channels_that_no_image_has(self):
         """Two channels would be read as grey or colour at random."""
@@ -161,6 +168,38 @@ class TestAugmentation:
             seen = torch.cat([batch["pixel_values"] for batch in loader])
             expected = torch.stack([row["pixel_values"] for row in alone.__getitems__(range(6))])
             assert torch.equal(seen, expected), epoch
+
+
+class TestTeachersWithTheirOwnProcessors:
+    def test_each_teacher_sees_the_same_crop_and_flip(self):
+        """Teacher and student looking at two crops of an image: the soft target of what the student does not see."""
+        double = ViTImageProcessorPil(size={"height": 16, "width": 16}, resample=0, image_mean=[0.0] * 3)
+        rows = images(teacher_processors=[double, processor()], **AUGMENTED)
+        alone = images(**AUGMENTED)
+        for row, expected in zip(rows.__getitems__(range(6)), alone.__getitems__(range(6)), strict=True):
+            assert torch.equal(row["pixel_values"], expected["pixel_values"])
+            assert row["labels"] == expected["labels"]
+            large, same = row["teacher_pixel_values"]
+            assert torch.equal(same, row["pixel_values"])
+            doubled = row["pixel_values"].repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+            assert torch.allclose(large * double.image_std[0], doubled, atol=1e-6)
+
+    @pytest.mark.parametrize("student_channels", [1, 3])
+    def test_each_teacher_sees_its_own_channels(self, student_channels):
+        """A teacher of colour that is shown the grey image of its student, or an error."""
+        options = {"num_channels": student_channels, **AUGMENTED}
+        grey, colour = processor(1), processor(3)
+        source = rows_of([encoded(row) for row in range(6)])
+        rows = ImageRows(source, "image", processor(student_channels), teacher_processors=[grey, colour], **options)
+        for number, teacher in enumerate((grey, colour)):
+            alone = ImageRows(source, "image", teacher, **{**options, "num_channels": (1, 3)[number]})
+            for place in range(6):
+                pixels = rows[place]["teacher_pixel_values"][number]
+                assert torch.equal(pixels, alone[place]["pixel_values"])
+
+    def test_without_teachers_rows_are_as_before(self):
+        """An empty list in each row, which no collator can stack."""
+        assert set(images()[0]) == {"pixel_values", "labels"}
 
 
 class TestCheckImages:

@@ -9,7 +9,12 @@ from hf_distill.data.labels import MISSING_LABEL
 
 
 def tokenize_text(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, columns: tuple[str, ...], max_length: int | None
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: tuple[str, ...],
+    max_length: int | None,
+    *,
+    segments: bool | None = None,
 ) -> Dataset:
     """Tokenize a text or a pair of texts in each row.
 
@@ -18,22 +23,29 @@ def tokenize_text(
         tokenizer: the model's.
         columns: one text column, or two that are read as a pair.
         max_length: tokens kept of a row, special tokens included; None is the most that the model takes.
+        segments: make `token_type_ids`; None does what the tokenizer does by itself. A teacher may need them where the
+            student does not, and to some models (GPT-2) they are harmful.
 
     Returns:
-        rows of `input_ids`, `attention_mask`, `token_type_ids`, `labels` and `length`. Segments are always made:
-        a teacher may need them where the student does not.
+        rows of the tokenizer's `input_ids`, `attention_mask` and so on, `labels` and `length`, and of the texts, from
+        which a teacher may need inputs of its own.
     """
 
     def tokenize(batch: dict[str, list]) -> dict[str, Any]:
         texts = [[text or "" for text in batch[name]] for name in columns]
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=True)
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=segments)
         return {**encoded, "labels": batch["labels"], "length": [len(ids) for ids in encoded["input_ids"]]}
 
-    return dataset.map(tokenize, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+    return dataset.map(tokenize, batched=True, remove_columns=_others(dataset, columns), desc="Tokenizing")
 
 
 def tokenize_words(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, column: str, max_length: int | None
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    column: str,
+    max_length: int | None,
+    *,
+    segments: bool | None = None,
 ) -> Dataset:
     """Tokenize rows of words, and give each word's label to its first piece.
 
@@ -44,6 +56,7 @@ def tokenize_words(
         tokenizer: the model's; a fast one, since only these know which word a piece belongs to.
         column: the column of the words.
         max_length: as in `tokenize_text`.
+        segments: as in `tokenize_text`.
 
     Raises:
         ValueError: the tokenizer is slow, or a row has not as many labels as words.
@@ -55,7 +68,11 @@ def tokenize_words(
 
     def tokenize(batch: dict[str, list], rows: list[int]) -> dict[str, Any]:
         encoded = tokenizer(
-            batch[column], is_split_into_words=True, truncation=True, max_length=max_length, return_token_type_ids=True
+            batch[column],
+            is_split_into_words=True,
+            truncation=True,
+            max_length=max_length,
+            return_token_type_ids=segments,
         )
         labels = []
         for place, (row, words, tags) in enumerate(zip(rows, batch[column], batch["labels"], strict=True)):
@@ -72,5 +89,9 @@ def tokenize_words(
         return {**encoded, "labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
 
     return dataset.map(
-        tokenize, batched=True, with_indices=True, remove_columns=dataset.column_names, desc="Tokenizing"
+        tokenize, batched=True, with_indices=True, remove_columns=_others(dataset, (column,)), desc="Tokenizing"
     )
+
+
+def _others(dataset: Dataset, kept: tuple[str, ...]) -> list[str]:
+    return [name for name in dataset.column_names if name not in kept]

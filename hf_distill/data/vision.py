@@ -27,6 +27,8 @@ class ImageRows(Dataset):
         crop_padding: pixels that are added on each side, in black, before a random crop to the former size.
         horizontal_flip: mirror half of the images.
         seed: decides the crops and flips.
+        teacher_processors: image processors of teachers with other inputs than the student's. Each row then also has
+            `teacher_pixel_values`, one tensor for each of them, made from the same crop and flip of the image.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ImageRows(Dataset):
         crop_padding: int = 0,
         horizontal_flip: bool = False,
         seed: int = 42,
+        teacher_processors: Sequence[Any] = (),
     ) -> None:
         if num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
@@ -49,6 +52,7 @@ class ImageRows(Dataset):
         self.crop_padding = crop_padding
         self.horizontal_flip = horizontal_flip
         self.seed = seed
+        self.teacher_processors = tuple(teacher_processors)
         # Shared with worker processes, which live on from epoch to epoch where dataloader_persistent_workers is set.
         self._epoch = torch.zeros((), dtype=torch.long)
         self._epoch.share_memory_()  # type: ignore[no-untyped-call]
@@ -66,18 +70,26 @@ class ImageRows(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return several rows; a data loader asks for a batch at once."""
         batch = self.rows[list(indices)]
-        images = [
-            self._augmented(self._array(image), row)
-            for image, row in zip(batch[self.image_column], indices, strict=True)
+        channels = [self.num_channels, *map(channels_of, self.teacher_processors)]
+        # An augmentation moves pixels and leaves their colours, so it can be repeated for a teacher's channels.
+        images = {
+            number: [
+                self._augmented(image_array(image, number), row)
+                for image, row in zip(batch[self.image_column], indices, strict=True)
+            ]
+            for number in set(channels)
+        }
+        views = [
+            processor(images[number], input_data_format="channels_last", return_tensors="pt")["pixel_values"]
+            for processor, number in zip((self.processor, *self.teacher_processors), channels, strict=True)
         ]
-        pixels = self.processor(images, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-        if "labels" not in batch:
-            return [{"pixel_values": image} for image in pixels]
-        return [{"pixel_values": image, "labels": label} for image, label in zip(pixels, batch["labels"], strict=True)]
-
-    def _array(self, image: Image.Image) -> np.ndarray:
-        array = np.asarray(image.convert("L" if self.num_channels == 1 else "RGB"))
-        return array[..., None] if self.num_channels == 1 else array
+        rows: list[dict[str, Any]] = [{"pixel_values": pixels} for pixels in views[0]]
+        for place, row in enumerate(rows):
+            if "labels" in batch:
+                row["labels"] = batch["labels"][place]
+            if self.teacher_processors:
+                row["teacher_pixel_values"] = [view[place] for view in views[1:]]
+        return rows
 
     def _augmented(self, image: np.ndarray, row: int) -> np.ndarray:
         if not self.crop_padding and not self.horizontal_flip:
@@ -91,6 +103,19 @@ class ImageRows(Dataset):
         if self.horizontal_flip and random.random() < 0.5:
             image = np.ascontiguousarray(image[:, ::-1])
         return image
+
+
+def channels_of(processor: Any) -> int:
+    """Return how many channels an image processor's images have: 1 (grey) if it has one mean, otherwise 3 (colour)."""
+    mean = getattr(processor, "image_mean", None)
+    return 1 if isinstance(mean, Sequence | np.ndarray) and len(mean) == 1 else 3
+
+
+def image_array(image: Image.Image, num_channels: int) -> np.ndarray:
+    """Return an image's pixels `(height, width, num_channels)` as grey (1 channel) or colour (3)."""
+    # A copy: torch warns of arrays that it could write to and must not, and PIL's own are such.
+    array = np.array(image.convert("L" if num_channels == 1 else "RGB"))
+    return array[..., None] if num_channels == 1 else array
 
 
 def check_images(rows: datasets.Dataset, image_column: str, split: str) -> None:
