@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertModel, DeiTConfig, DeiTForImageClassification, PreTrainedModel
+from transformers.integrations import deepspeed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import hf_distill
@@ -71,6 +73,35 @@ def test_a_teacher_that_does_not_exist_is_refused_in_one_line(name: str) -> None
     with pytest.raises(ValueError, match=f"cannot load the teacher '{name}' for {TEXT}: .") as error:
         load_teacher(name, TEXT)
     assert "\n" not in str(error.value)
+
+
+def test_more_keywords_of_from_pretrained_are_passed_on() -> None:
+    """A device map that is computed and then not used."""
+    loaded: Any = load_teacher(saved(tiny.bert()), TEXT, device_map={"": "meta"}, attn_implementation="eager")
+    assert loaded.config._attn_implementation == "eager"
+    assert next(loaded.parameters()).is_meta
+
+
+@pytest.mark.parametrize("name", ["teacher", "nowhere"])
+def test_a_teacher_is_loaded_whole_in_a_run_that_shards_its_student(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher split by ZeRO-3, of which each process then runs empty weights; a student that is no longer split."""
+
+    class OfRun:
+        def is_zero3(self) -> bool:
+            return True
+
+    of_run = OfRun()
+    monkeypatch.setattr(deepspeed, "_hf_deepspeed_config_weak_ref", None)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    saved(tiny.bert())
+    deepspeed.set_hf_deepspeed_config(of_run)
+    if name == "teacher":  # under ZeRO-3, from_pretrained would import deepspeed
+        assert torch.equal(load_teacher(name, TEXT).classifier.weight, tiny.bert().classifier.weight)
+    else:
+        with pytest.raises(ValueError, match="cannot load the teacher"):
+            load_teacher(name, TEXT)
+    assert deepspeed.is_deepspeed_zero3_enabled()
+    assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
 
 
 def test_a_teacher_of_another_task_is_refused_in_one_line() -> None:

@@ -1,13 +1,14 @@
 """Load a ready teacher, and refuse one whose head was never trained."""
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
+from transformers.integrations import deepspeed as deepspeed_integration
 
 from hf_distill.models.auto import AUTO_CLASSES
 
@@ -20,8 +21,9 @@ def load_teacher(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_untrained: bool = False,
+    **options: Any,
 ) -> PreTrainedModel:
-    """Load a ready teacher from a Hub id or a local folder.
+    """Load a ready teacher from a Hub id or a local folder, whole in each process.
 
     Args:
         name_or_path: Hub id or folder.
@@ -30,19 +32,22 @@ def load_teacher(
         revision: branch, tag or commit on the Hub.
         trust_remote_code: run the Python code that comes with the model.
         allow_untrained: accept weights that the checkpoint lacks and that were therefore drawn at random.
+        **options: more keywords of `from_pretrained`, such as those of `placement.loading_options`.
 
     Raises:
         ValueError: there is no such model, or parts of it (its head, mostly) are not in the checkpoint.
     """
     auto_class = AUTO_CLASSES[task]
     try:
-        model, report = auto_class.from_pretrained(
-            name_or_path,
-            dtype=dtype or "float32",
-            revision=revision or "main",
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
+        with _whole_in_each_process():
+            model, report = auto_class.from_pretrained(
+                name_or_path,
+                dtype=dtype or "float32",
+                revision=revision or "main",
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the teacher {name_or_path!r} for {task}: {first_line(error)}") from error
     untrained = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
@@ -100,6 +105,29 @@ def logits_of(outputs: Any) -> Tensor:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, for a message that quotes it."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _whole_in_each_process() -> Iterator[None]:
+    """Load all weights, in a run whose student is sharded too.
+
+    `from_pretrained` would split them over the processes (ZeRO-3), or leave some on the meta device in all processes
+    but the first (FSDP, which goes on to send them to a model that it wraps, and a teacher is none).
+    """
+    of_run: Any = getattr(deepspeed_integration, "_hf_deepspeed_config_weak_ref", None)
+    deepspeed_integration.unset_hf_deepspeed_config()
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+        if of_run is not None and of_run() is not None:
+            deepspeed_integration.set_hf_deepspeed_config(of_run())
 
 
 def _unwrapped(model: nn.Module) -> Any:
