@@ -2,7 +2,7 @@
 
 Prints, for BERT and ViT and each kind of target, the norm of the gradient divided by the full batch's, and the relative
 distance of the two; and the same for the plain Trainer of Transformers on labels alone. Exits with 1 if a distance of
-ours is above 1e-6. Run it with `python benchmarks/gradients.py`; it starts the two processes itself.
+ours is above 1e-6. Run it with `python benchmarks/gradients.py`; it starts the processes itself.
 """
 
 import argparse
@@ -40,6 +40,9 @@ CASES = {
     "4 + 2": (6, 4, 2, 1),
     "2 processes x 4": (8, 4, 1, 2),
     "2 processes x 2 x 2": (8, 2, 2, 2),
+    "2 processes, 4 and 3": (7, 4, 1, 2),
+    "3 processes, 3, 3 and 1": (7, 3, 1, 3),
+    "3 processes x 2, then 2, 2 and 1": (11, 2, 2, 3),
 }
 KINDS = ("single", "multi", "regression", "token", "unlabelled")
 PROBLEM_TYPES = {"single": "single_label_classification", "multi": "multi_label_classification"}
@@ -140,10 +143,12 @@ def compare(value: Tensor, full: Tensor) -> tuple[float, float]:
     return float(value.norm() / full.norm()), float((value - full).norm() / full.norm())
 
 
-def start_two_processes(folder: Path) -> None:
+def start_processes(folder: Path) -> None:
     """Write the gradients of all distributed cases into a folder."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, "--work-in", folder]
-    subprocess.run([sys.executable, *map(str, command)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for count in sorted({case[3] for case in CASES.values()} - {1}):
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, __file__]
+        command += ["--work-in", folder]
+        subprocess.run([sys.executable, *map(str, command)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def work(folder: Path) -> None:
@@ -176,7 +181,7 @@ def main() -> int:
     print("| --- | --- | --- | ---: | ---: | ---: |")
     worst = 0.0
     with tempfile.TemporaryDirectory() as made:
-        start_two_processes(Path(made))
+        start_processes(Path(made))
         for family, kind in combinations():
             for name, (count, batch, accumulated, processes) in CASES.items():
                 full = gradient(family, kind, count, count, 1)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from hf_distill.models.mlp import MLPConfig, MLPForImageClassification
     from hf_distill.objective.losses import label_loss, soft_target_loss
     from hf_distill.students.building import student_from_teacher
+    from hf_distill.teachers.specialists import Specialist, confusable_classes, specialist_labels
     from hf_distill.trainer import DistillationTrainer
 
 __version__ = "0.1.0"
@@ -17,8 +18,11 @@ __all__ = [
     "DistillationTrainer",
     "MLPConfig",
     "MLPForImageClassification",
+    "Specialist",
+    "confusable_classes",
     "label_loss",
     "soft_target_loss",
+    "specialist_labels",
     "student_from_teacher",
 ]
 
@@ -27,8 +31,11 @@ _HOMES = {
     "DistillationTrainer": "hf_distill.trainer",
     "MLPConfig": "hf_distill.models.mlp",
     "MLPForImageClassification": "hf_distill.models.mlp",
+    "Specialist": "hf_distill.teachers.specialists",
+    "confusable_classes": "hf_distill.teachers.specialists",
     "label_loss": "hf_distill.objective.losses",
     "soft_target_loss": "hf_distill.objective.losses",
+    "specialist_labels": "hf_distill.teachers.specialists",
     "student_from_teacher": "hf_distill.students.building",
 }
 

@@ -8,11 +8,11 @@ import datasets
 from torch import nn
 
 from hf_distill.config import DistillationConfig
-from hf_distill.objective.losses import MISSING_LABEL, PROBLEM_TYPES, ProblemType
+from hf_distill.objective.losses import MISSING_LABEL, ProblemType
 
 
-def check_arguments(args: Any, teacher: Any) -> None:
-    """Refuse arguments of the wrong kind, and a missing teacher.
+def check_arguments(args: Any) -> None:
+    """Refuse settings of the wrong class.
 
     Raises:
         ValueError: the message says what was expected.
@@ -22,39 +22,6 @@ def check_arguments(args: Any, teacher: Any) -> None:
             f"args must be a DistillationConfig, got {type(args).__name__}: it has the fields of TrainingArguments, "
             "and alpha and temperature besides"
         )
-    if teacher is not None and not isinstance(teacher, nn.Module | str):
-        raise ValueError(f"teacher must be a model, a Hub id or a folder, got {type(teacher).__name__}")
-    if teacher is None and args.alpha < 1:
-        raise ValueError(
-            f"alpha is {args.alpha}, so {1 - args.alpha:.3g} of the loss comes from a teacher, and there is none: pass "
-            "teacher=, or set alpha to 1 for training on labels alone"
-        )
-
-
-def stated_problem_type(student: nn.Module, teacher: nn.Module | None, is_token_level: bool) -> ProblemType | None:
-    """Return the problem type that the configs state or imply; None leaves it to the first labels.
-
-    Raises:
-        ValueError: student and teacher differ, or it is none that Transformers knows.
-    """
-    stated = {
-        side: getattr(getattr(model, "config", None), "problem_type", None)
-        for side, model in (("student", student), ("teacher", teacher))
-    }
-    found = {value for value in stated.values() if value is not None}
-    if len(found) > 1:
-        raise ValueError(
-            f"the student's problem_type is {stated['student']}, the teacher's {stated['teacher']}: set the same one "
-            "in both configs"
-        )
-    problem_type = next(iter(found), None)
-    if problem_type is not None and problem_type not in PROBLEM_TYPES:
-        raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {problem_type!r}")
-    if problem_type is None and is_token_level:
-        return "single_label_classification"
-    if problem_type is None and getattr(getattr(student, "config", None), "num_labels", None) == 1:
-        return "regression"
-    return problem_type  # type: ignore[return-value]  # one of PROBLEM_TYPES
 
 
 def check_label_settings(
@@ -65,7 +32,7 @@ def check_label_settings(
     Raises:
         ValueError: the message names the setting and what it clashes with.
     """
-    if args.alpha == 0 and (args.label_smoothing_factor or compute_loss_func is not None):
+    if not args.uses_labels and (args.label_smoothing_factor or compute_loss_func is not None):
         raise ValueError(
             "alpha is 0, so there is no label loss for label_smoothing_factor or compute_loss_func to act on: leave "
             "them out, or raise alpha"

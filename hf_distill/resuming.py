@@ -33,7 +33,8 @@ class ResumableTrainer(Trainer):
         original: Any = self.train_dataset
         with_lengths = original if len(original) == len(train_dataset) else train_dataset  # type: ignore[arg-type]
         return EpochLengthGroupedSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            # All that makes one step: several processes then see the rows that one with their batch together would.
+            self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             row_lengths(with_lengths, names[0], self.args.length_column_name),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )

@@ -8,13 +8,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from hf_distill.teachers.frozen import FrozenTeacher, check_logits, refuse_own_teacher
+from hf_distill.teachers.frozen import FrozenTeacher, check_logits, label_index, refuse_own_teacher
 
 CPU = torch.device("cpu")
 
 
 def frozen(model: nn.Module, student: nn.Module | None = None, **options: Any) -> FrozenTeacher:
-    return FrozenTeacher(model, student or tiny.distilbert(), device=CPU, **options)
+    student = student or tiny.distilbert()
+    named = {name: options.pop(name, None) for name in ("label_map", "problem_type")}
+    return FrozenTeacher(model, student, label_index(model, student, **named), device=CPU, **options)
 
 
 def text_batch() -> dict[str, Tensor]:
@@ -86,8 +88,8 @@ def test_labels_are_never_an_input() -> None:
 
 def test_inputs_that_only_the_teacher_takes_are_known() -> None:
     """`token_type_ids` that the collator leaves out because the student has no use for them."""
-    assert "token_type_ids" in frozen(tiny.bert(), tiny.distilbert()).inputs_of_its_own
-    assert "token_type_ids" not in frozen(tiny.bert(), tiny.bert(seed=1)).inputs_of_its_own
+    assert "token_type_ids" in frozen(tiny.bert(), tiny.distilbert()).own_entries
+    assert "token_type_ids" not in frozen(tiny.bert(), tiny.bert(seed=1)).own_entries
 
 
 def test_a_peft_teacher_takes_the_inputs_of_the_model_inside() -> None:

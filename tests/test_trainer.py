@@ -165,13 +165,13 @@ class TestTeacher:
 
     def test_missing_is_refused_unless_alpha_is_one(self):
         """A weight below one without a teacher would train on less than the whole loss."""
-        with pytest.raises(ValueError, match=r"alpha is 0\.1.*pass teacher="):
+        with pytest.raises(ValueError, match=r"there is no teacher: pass teacher="):
             trainer(tiny.bert(0), None, tiny.text_rows(4))
         trainer(tiny.bert(0), None, tiny.text_rows(4), alpha=1.0)
 
     def test_of_the_wrong_type_is_refused(self):
         """Trainer's second positional argument is its args: passed here, it must not end as a teacher."""
-        with pytest.raises(ValueError, match="teacher must be a model, a Hub id or a folder, got DistillationConfig"):
+        with pytest.raises(ValueError, match=r"teacher must be a model, a Hub id, .* got DistillationConfig"):
             DistillationTrainer(tiny.bert(0), config())
 
     def test_plain_training_arguments_are_refused(self):
@@ -256,7 +256,7 @@ class TestTeacher:
 
     def test_of_another_problem_type_is_refused(self):
         """A multi-label teacher's logits are no softmax."""
-        with pytest.raises(ValueError, match="problem_type is single_label_classification, the teacher's multi_label"):
+        with pytest.raises(ValueError, match="the student's single_label_classification, the teacher's multi_label"):
             trainer(
                 tiny.bert(0, problem_type="single_label_classification"),
                 tiny.bert(1, problem_type="multi_label_classification"),

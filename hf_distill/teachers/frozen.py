@@ -1,6 +1,7 @@
 """A teacher at work: frozen, on its device, answering in the student's labels."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,65 +10,120 @@ from torch import Tensor, nn
 from hf_distill.objective.losses import ProblemType
 from hf_distill.teachers.label_space import align_labels, names_in_order
 from hf_distill.teachers.loading import forward_parameters, logits_of
+from hf_distill.teachers.own_inputs import select_positions
+from hf_distill.teachers.placement import place
+from hf_distill.teachers.teaching import TEACHER_INPUTS
+from hf_distill.teachers.transfer import Transfer
 
 
 class FrozenTeacher:
     """Logits of a teacher for a student's batches.
 
     Args:
-        model: the teacher; it is put in evaluation mode, taken out of training, moved to `device` (unless it is
+        model: the teacher; it is put in evaluation mode, taken out of training, moved to its place (unless it is
             quantised or dispatched over devices already) and converted to `dtype`, in place.
-        student: the student, whose labels the logits are to be in.
-        device: where the teacher runs.
+        student: the student.
+        label_index: for each label of the student the teacher's logit; None: they are the same.
+        device: the student's device, where the logits are returned.
         dtype: `float32`, `bfloat16` or `float16`; None and `auto` leave the weights as they are.
-        label_map: see `hf_distill.teachers.label_space.align_labels`.
-        problem_type: the kind of target, if it is known.
+        placement: see `hf_distill.teachers.placement.place`.
+        accelerator: the run's, for a placement that needs it.
+        autocast_dtype: the type of the run's mixed precision, if it has one; used where the teacher lives on another
+            kind of device than the student.
+        view: which of the batch's `teacher_inputs` the teacher reads; None: the student's inputs.
 
     Raises:
-        ValueError: the teacher is the student, shares parameters with it, or their labels do not correspond.
+        ValueError: the teacher is the student, or shares parameters with it.
     """
 
     def __init__(
         self,
         model: nn.Module,
         student: nn.Module,
+        label_index: Sequence[int] | None = None,
         *,
         device: torch.device,
         dtype: str | None = None,
-        label_map: Mapping[str, str] | None = None,
-        problem_type: ProblemType | None = None,
+        placement: str = "same",
+        accelerator: Any = None,
+        autocast_dtype: torch.dtype | None = None,
+        view: int | None = None,
     ) -> None:
         refuse_own_teacher(model, student)
-        index = _label_index(model, student, label_map, problem_type)
         model.eval()
         model.requires_grad_(False)
-        if not getattr(model, "is_quantized", False) and getattr(model, "hf_device_map", None) is None:
-            model.to(device=device, dtype=None if dtype in (None, "auto") else getattr(torch, dtype))
+        wanted = None if dtype in (None, "auto") else getattr(torch, dtype)
+        self.device = place(model, placement, device=device, dtype=wanted, accelerator=accelerator, student=student)
         self.model = model
         self.inputs = forward_parameters(model)
         inputs_of_student = forward_parameters(student)
-        self.inputs_of_its_own = self.inputs - inputs_of_student if inputs_of_student else set()
-        self._label_index = None if index is None else torch.tensor(index, device=device)
+        is_alike = view is None and bool(inputs_of_student)
+        self.own_entries = self.inputs - inputs_of_student if is_alike else set()
+        self._view = view
+        self._student_device = device
+        self._autocast_dtype = autocast_dtype if self.device.type != device.type else None
+        self._label_index = None if label_index is None else torch.tensor(label_index, device=device)
         self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
-    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Run the teacher, without gradients.
+    def start(self, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
+        """See `Teaching.start`.
 
         Args:
             inputs: a batch. Labels and, unless its `forward` names no input at all, entries that it does not name are
                 left out; floating tensors are converted to the type of its weights.
+        """
+        view = self._view_of(inputs)
+        names = self.inputs or view.keys() - {"labels"}
+        transfer = Transfer(self.device, self._student_device)
+        transfer.start({name: self._converted(value) for name, value in view.items() if name in names})
+        return lambda: [self._run(transfer, view.get("token_positions"))]
+
+    def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
+        """See `Teaching.combine`."""
+        return members[0]
+
+    def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
+        """See `Teaching.judged`."""
+        return {"the teacher": members[0]}
+
+    def mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """See `Teaching.mask`: with tokens of its own, the student's tokens that a token of the teacher's is about."""
+        positions = self._view_of(inputs).get("token_positions")
+        return None if positions is None else positions >= 0
+
+    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Run the teacher, without gradients.
 
         Returns:
             `(batch, num_labels)` or `(batch, tokens, num_labels)`, in the student's label order.
         """
+        return self.start(inputs)()[0]
+
+    def _view_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._view is None:
+            return inputs
+        if TEACHER_INPUTS not in inputs:
+            raise ValueError(
+                f"the batch has no {TEACHER_INPUTS!r}, only {', '.join(inputs)}: the teacher has a processor of its "
+                "own, whose view of the rows the data collator must add (TeacherViews)"
+            )
+        view: Mapping[str, Any] = inputs[TEACHER_INPUTS][self._view]
+        return view
+
+    def _run(self, transfer: Transfer, positions: Tensor | None) -> Tensor:
         if self.model.training:  # a caller may have set it by way of a parent module
             self.model.eval()
-        names = self.inputs or inputs.keys() - {"labels"}
-        own = {name: self._converted(value) for name, value in inputs.items() if name in names}
-        with torch.no_grad():
-            outputs: Any = self.model(**own)
-            logits = logits_of(outputs)
-            return logits if self._label_index is None else logits.index_select(-1, self._label_index)
+        with torch.no_grad(), self._autocast():
+            outputs: Any = self.model(**transfer.finish())
+            logits = transfer.back(logits_of(outputs))
+            if self._label_index is not None:
+                logits = logits.index_select(-1, self._label_index)
+            return logits if positions is None else select_positions(logits, positions)[0]
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self._autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast_dtype)
 
     def _converted(self, value: Any) -> Any:
         if self._dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
@@ -106,9 +162,14 @@ def check_logits(logits: Tensor) -> None:
         )
 
 
-def _label_index(
+def label_index(
     teacher: nn.Module, student: nn.Module, label_map: Mapping[str, str] | None, problem_type: ProblemType | None
 ) -> list[int] | None:
+    """Return for each label of the student the teacher's logit that speaks of it; None: they are the same.
+
+    Raises:
+        ValueError: their labels do not correspond; see `align_labels`.
+    """
     teacher_config: Any = getattr(teacher, "config", None)
     student_config: Any = getattr(student, "config", None)
     if teacher_config is None or student_config is None:

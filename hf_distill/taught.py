@@ -1,0 +1,276 @@
+"""A `Trainer` that has taken on a teacher: what it reads of a batch, what it says, and how good it is."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+from transformers.trainer_pt_utils import nested_concat
+from transformers.trainer_utils import has_length
+from transformers.utils import logging
+
+from hf_distill.checks import check_arguments, check_label_settings, check_labels, warn_of_frozen_head
+from hf_distill.config import DistillationConfig
+from hf_distill.data.collate import TeacherViews, guess_columns
+from hf_distill.data.target_columns import SoftTargetColumns
+from hf_distill.objective.losses import MISSING_LABEL, ProblemType, token_mask
+from hf_distill.resuming import ResumableTrainer
+from hf_distill.teachers.assembling import (
+    Circumstances,
+    Views,
+    load_members,
+    members_of,
+    put_to_work,
+    stated_problem_type,
+    views_of,
+)
+from hf_distill.teachers.frozen import check_logits
+from hf_distill.teachers.quality import TeacherQuality, measure_quality
+from hf_distill.teachers.teaching import TEACHER_INPUTS, Teaching
+
+logger = logging.get_logger(__name__)
+
+REPEATED_ROWS = "repeated_rows"
+"""The entry of a batch that marks the rows that only fill it up; see `DistillationTrainer`."""
+
+
+class TaughtTrainer(ResumableTrainer):
+    """`Trainer` with a teacher, which is no part of its model, and whose inputs its batches hold.
+
+    Args:
+        model: the student.
+        teacher: see `DistillationTrainer`.
+        args: a DistillationConfig.
+        teacher_processing_class: see `DistillationTrainer`.
+        **trainer_arguments: every other argument of `Trainer`.
+
+    Attributes:
+        teacher: the teacher's model, a list of models and specialists, a function, or None.
+        teacher_quality: what `train` has found of it on the evaluation set.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        teacher: Any,
+        args: DistillationConfig,
+        *,
+        teacher_processing_class: Any,
+        **trainer_arguments: Any,
+    ) -> None:
+        check_arguments(args)
+        super().__init__(model=model, args=args, **trainer_arguments)
+        self.args: DistillationConfig
+        self.label_names: list[str]
+        if not self.label_names:  # a model whose forward computes no loss of its own
+            self.label_names = ["labels"]
+        if self.label_names != ["labels"]:
+            raise ValueError(f"a classifier's label column is 'labels', this student's are {self.label_names}")
+        student = self._bare_student()
+        self.data_collator: Any
+        self._is_token_level = "TokenClassification" in type(student).__name__
+        self.teacher: Any = None
+        self.teacher_quality: TeacherQuality | None = None
+        self._teaching: Teaching | None = None
+        self._raw_columns: list[str] = []
+        self._problem_type: ProblemType | None = None
+        if args.uses_teacher:
+            self._take_on(teacher, teacher_processing_class, student)
+        else:
+            self._problem_type = stated_problem_type(student, [], self._is_token_level)
+        self._teacher_was_checked = False
+        warn_of_frozen_head(self.model)
+        self._student_config: Any = getattr(student, "config", None)
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        check_label_settings(self.args, self.compute_loss_func, self._problem_type)
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        if parallelism is not None and parallelism.non_data_parallel_size > 1:
+            raise ValueError(
+                "a classifier is distilled with data parallelism (DDP, FSDP, ZeRO): tensor, context and sequence "
+                "parallelism are not supported"
+            )
+        evaluation_sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        num_labels = getattr(self._student_config, "num_labels", None)
+        for dataset in [self.train_dataset, *evaluation_sets]:
+            check_labels(dataset, num_labels, self._problem_type)
+
+    def _take_on(self, teacher: Any, processing_class: Any, student: nn.Module) -> None:
+        circumstances = Circumstances(
+            student=student,
+            processing_class=self.processing_class,
+            device=self.args.device,
+            num_processes=self.args.world_size,
+            autocast_dtype=torch.bfloat16 if self.args.bf16 or self.args.fp16 else None,
+            accelerator=self.accelerator,
+        )
+        members = members_of(teacher, _column_names(self.train_dataset) or _column_names(self.eval_dataset))
+        if isinstance(members, list):
+            members = load_members(members, self.args, circumstances)
+        if not isinstance(members, str):
+            self.teacher = members[0] if isinstance(members, list) and len(members) == 1 else members
+        listed = members if isinstance(members, list) else []
+        self._problem_type = stated_problem_type(student, listed, self._is_token_level)
+        views = views_of(members, processing_class, self.processing_class)
+        self._teaching = put_to_work(members, self.args, circumstances, self._problem_type, views)
+        if views.processors:
+            self._collate_views(views)
+        elif isinstance(members, str):
+            self._raw_columns = [members]
+            num_labels: Any = getattr(getattr(student, "config", None), "num_labels", None)
+            self.data_collator = SoftTargetColumns(
+                self.data_collator, members, num_labels, token_level=self._is_token_level
+            )
+
+    def _collate_views(self, views: Views) -> None:
+        is_text = isinstance(views.processors[0], PreTrainedTokenizerBase)
+        kind: Any = "image" if not is_text else "words" if self._is_token_level else "text"
+        self._raw_columns = [*(self.args.teacher_input_columns or guess_columns(self.train_dataset, kind))]
+        self.data_collator = TeacherViews(
+            self.data_collator,
+            views.processors,
+            columns=self._raw_columns,
+            kind=kind,
+            max_lengths=[_smaller(self.args.teacher_max_length, limit) for limit in views.max_lengths],
+            student_processor=self.processing_class,
+        )
+
+    def _bare_student(self) -> nn.Module:
+        student = self.accelerator.unwrap_model(self.model)
+        return student.get_base_model() if hasattr(student, "get_base_model") else student
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # Columns that only the teacher takes (token_type_ids beside a DistilBERT student) must survive too.
+        super()._set_signature_columns_if_needed()
+        if self._teaching is not None:
+            wanted = self._teaching.own_entries | {*self._raw_columns, "teacher_pixel_values"}
+            self._signature_columns += sorted(wanted - set(self._signature_columns))
+
+    def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        withheld = {"labels", TEACHER_INPUTS, REPEATED_ROWS}
+        withheld |= set() if self._teaching is None else self._teaching.own_entries
+        return {name: value for name, value in inputs.items() if name not in withheld}
+
+    def _soft_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Tell which rows, or tokens, have soft targets; None: all."""
+        masks = [None if self._teaching is None else self._teaching.mask(inputs)]
+        if REPEATED_ROWS in inputs:
+            first_time = ~inputs[REPEATED_ROWS]
+            masks.append(first_time[:, None] if self._is_token_level else first_time)
+        if self._is_token_level:
+            masks.append(token_mask(inputs.get("attention_mask"), inputs.get("labels")))
+        present = [mask for mask in masks if mask is not None]
+        return reduce(torch.logical_and, present) if present else None
+
+    def _teacher_logits(
+        self, pending: Callable[[], list[Tensor]], temperature: float, problem_type: ProblemType
+    ) -> Tensor:
+        assert self._teaching is not None
+        with self.accelerator.autocast():
+            members = pending()
+        logits = self._teaching.combine(members, temperature, problem_type)
+        if not self._teacher_was_checked:
+            check_logits(logits)
+            self._teacher_was_checked = True
+        return logits
+
+    def _resolve_problem_type(self, labels: Tensor | None) -> ProblemType:
+        if self._problem_type is None:
+            if labels is None:
+                return "single_label_classification"
+            floating = labels.is_floating_point()
+            self._problem_type = "multi_label_classification" if floating else "single_label_classification"
+            self._check_settings()
+        config = self._student_config
+        if config is not None and config.problem_type is None and not self._is_token_level:
+            # The student never sees the labels, so it cannot note this itself, and pipelines ask for it.
+            config.problem_type = self._problem_type
+        return self._problem_type
+
+    def _examine_teacher(self) -> None:
+        for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
+            judged, labels = self._ask_teacher(self.get_eval_dataloader(name))
+            if labels is None:
+                continue
+            problem_type = self._resolve_problem_type(labels)
+            for who, logits in judged.items():
+                quality = measure_quality(logits, labels, problem_type)
+                if quality is None:
+                    continue
+                self.teacher_quality = quality  # the whole comes last
+                logger.info(f"{who.capitalize()}: {quality}")
+                if quality.is_chance and not self.args.allow_untrained_teacher:
+                    raise ValueError(
+                        f"{who} predicts the evaluation labels no better than chance ({quality}): it is untrained, its "
+                        "labels are in another order, or its inputs are not the ones it was trained on. Pass "
+                        "allow_untrained_teacher=True to use it all the same."
+                    )
+
+    def predict_with_teacher(self, dataset: Dataset) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """Run the teacher, as it teaches, over a data set.
+
+        Args:
+            dataset: rows as for training.
+
+        Returns:
+            logits `(rows, num_labels)` or `(rows, tokens, num_labels)` in the student's label order and the rows'
+            order, by the name of who gives them: several teachers one by one, and the whole last, with probabilities
+            at temperature 1; and the labels, -100 where the teacher has no answer, or None if there are none.
+
+        Raises:
+            ValueError: there is no teacher, or its logits are not numbers.
+        """
+        if self._teaching is None:
+            raise ValueError("there is no teacher: alpha is 1, so none was loaded")
+        judged, labels = self._ask_teacher(self.get_test_dataloader(dataset))
+        return {who: logits.numpy() for who, logits in judged.items()}, None if labels is None else labels.numpy()
+
+    def _ask_teacher(self, batches: Iterable[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor | None]:
+        assert self._teaching is not None
+        all_logits: dict[str, Any] = {}
+        all_labels = None
+        with torch.random.fork_rng(devices=[]):  # a data loader draws a seed, and training must not notice
+            for inputs in batches:
+                inputs = self._prepare_inputs(inputs)
+                labels, mask = inputs.get("labels"), self._soft_mask(inputs)
+                with self.accelerator.autocast():
+                    members = self._teaching.start(inputs)()
+                problem_type = self._resolve_problem_type(labels)
+                for who, logits in self._teaching.judged([each.float() for each in members], problem_type).items():
+                    check_logits(logits)
+                    gathered = self._gathered(logits)
+                    known = all_logits.get(who)
+                    all_logits[who] = gathered if known is None else nested_concat(known, gathered)
+                if labels is not None:
+                    if mask is not None:
+                        mask = mask.view(*mask.shape, *[1] * (labels.dim() - mask.dim()))
+                        labels = labels.masked_fill(~mask, MISSING_LABEL)
+                    gathered = self._gathered(labels)
+                    all_labels = gathered if all_labels is None else nested_concat(all_labels, gathered)
+        return all_logits, all_labels
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """Return all processes' rows, on the CPU."""
+        if self._is_token_level:
+            values = self.accelerator.pad_across_processes(values, dim=1, pad_index=MISSING_LABEL)
+        gathered: Tensor = self.accelerator.gather_for_metrics(values)
+        return gathered.cpu()
+
+
+def _column_names(dataset: Any) -> list[str]:
+    names = getattr(dataset, "column_names", None)
+    if isinstance(dataset, dict):
+        return _column_names(next(iter(dataset.values()), None))
+    if names is None and hasattr(dataset, "__getitem__") and has_length(dataset) and len(dataset):
+        first = dataset[0]
+        names = list(first) if isinstance(first, Mapping) else None
+    return list(names or [])
+
+
+def _smaller(wanted: int | None, limit: int | None) -> int | None:
+    return min((length for length in (wanted, limit) if length is not None), default=None)
