@@ -91,11 +91,17 @@ def train(
         _print_table(*results_table(results))
         typer.echo(summary(results))
         typer.echo(f"The student is in {Path(loaded.output_dir) / 'student'}, all results in results.json beside it.")
+    # A process that ends while its group is open may abort, and the launcher then kills the others.
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
 
 
 @app.command()
 def check(recipe: RecipeArgument, overrides: OverridesArgument = None, debug: DebugOption = False) -> None:
-    """Check a recipe and print what it would do; nothing is loaded, trained or written."""
+    """Check a recipe and print what it would do, where its models would live and how much memory they need.
+
+    Nothing is trained or written, and of the models nothing but their configs is loaded.
+    """
     from hf_distill.plan import plan
     from hf_distill.recipe import load_recipe
 

@@ -1,10 +1,11 @@
-"""What the models of a run read: prepared splits, a collator and the processor that goes with each saved model."""
+"""What the models of a run read: prepared splits, and the processor that goes with each saved model."""
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import datasets
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -12,7 +13,6 @@ from transformers import (
     BaseImageProcessor,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
     default_data_collator,
 )
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
@@ -22,132 +22,202 @@ from hf_distill.data.loading import Splits
 from hf_distill.data.text import tokenize_text, tokenize_words
 from hf_distill.data.vision import ImageRows, check_images
 from hf_distill.recipe import Augment, Recipe, Student, Teacher
+from hf_distill.teachers.own_inputs import difference, most_tokens
+
+Section = Teacher | Student
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Prepared data. `teacher_train` differs from `train` if the teacher has an augmentation of its own."""
+@dataclass
+class Reader:
+    """How some of a run's models read the data.
 
-    teacher_train: Any
-    train: Any
-    evaluation: Any
-    test: Any
-    collator: Callable[[list], dict[str, Any]]
+    Attributes:
+        processor: their tokenizer or image processor.
+        collator: makes a batch of their rows.
+        max_length: tokens kept of a text.
+        segments: whether one of them reads which of two texts a token belongs to.
+        num_channels: of their images.
+        prepared: their tokenized splits by role, as they are needed.
+    """
+
     processor: Any
+    collator: Callable[[list], dict[str, Any]]
+    max_length: int | None = None
+    segments: bool = False
+    num_channels: int = 3
+    prepared: dict[str, datasets.Dataset] = field(default_factory=dict)
 
-    @property
-    def judged(self) -> Any:
-        """Return the rows that the results come from."""
-        return self.evaluation if self.test is None else self.test
 
+class Inputs:
+    """The data of a run as each of its models reads them.
 
-def prepare_inputs(recipe: Recipe, splits: Splits) -> Inputs:
-    """Tokenize texts, or open and check images, with the processor of the recipe's models.
+    Models whose processors read alike share one reader; a teacher that reads in another way than its student gets a
+    view of its own of each row.
+
+    Args:
+        recipe: the run's.
+        splits: its data.
 
     Raises:
-        ValueError: there is no processor, the two models have different ones, or an image cannot be read.
+        ValueError: there is no processor for a model, or an image cannot be read.
     """
-    if recipe.is_text:
-        return _text_inputs(recipe, splits)
-    return _image_inputs(recipe, splits)
 
+    def __init__(self, recipe: Recipe, splits: Splits) -> None:
+        self._recipe = recipe
+        self._splits = splits
+        if not recipe.is_text:
+            for role, rows in splits.named().items():
+                check_images(rows, splits.columns.inputs[0], role)
+        self._readers: list[Reader] = []
+        self._of_sources: dict[Any, Reader] = {}
+        models: list[Section] = [*recipe.teachers, *recipe.students]
+        self._models = [section for section in models if _reads(section)]
+        for section in self._models:
+            self.reader(section)
 
-def _text_inputs(recipe: Recipe, splits: Splits) -> Inputs:
-    tokenizers = _of_both_models(recipe, AutoTokenizer)
-    tokenizer: PreTrainedTokenizerBase = tokenizers[0]
-    words = recipe.task == "token-classification"
-    if len(tokenizers) == 2:
-        sample = [
-            row[name]
-            for row in splits.train.select(range(min(64, len(splits.train))))
-            for name in splits.columns.inputs
-        ]
-        seen = [t([" ".join(text) if words else text for text in sample])["input_ids"] for t in tokenizers]
-        if seen[0] != seen[1]:
-            raise ValueError(
-                f"the tokenizers of teacher.model {recipe.teacher.model!r} and student.model {recipe.student.model!r} "
-                "read the same text differently: take a student with the teacher's tokenizer"
-            )
-    max_length = _max_length(recipe, tokenizer)
-    if words:
-        (column,) = splits.columns.inputs
-        prepared = {role: tokenize_words(rows, tokenizer, column, max_length) for role, rows in splits.named().items()}
-        collator: Any = DataCollatorForTokenClassification(tokenizer)
-    else:
-        prepared = {
-            role: tokenize_text(rows, tokenizer, splits.columns.inputs, max_length)
-            for role, rows in splits.named().items()
-        }
-        collator = DataCollatorWithPadding(tokenizer)
-    train = prepared["train"]
-    return Inputs(train, train, prepared["evaluation"], prepared.get("test"), collator, tokenizer)
+    @property
+    def judged_role(self) -> str:
+        """Return the role of the split that the results come from."""
+        return "evaluation" if self._splits.test is None else "test"
 
+    def reader(self, section: Section) -> Reader:
+        """Return how the model of a section reads."""
+        source = self._source(section)
+        if source is None:
+            # A student that is made of its teacher, or new, reads as the first model does that says how it does.
+            found = (other for other in self._models if other is not section and self._source(other) is not None)
+            other = next(found, None)
+            if other is not None:
+                return self.reader(other)
+        if source not in self._of_sources:
+            self._of_sources[source] = self._new_reader(section, source)
+        return self._of_sources[source]
 
-def _max_length(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return how many tokens of a row are kept: what the recipe says, or the most that both models take."""
-    takes = [getattr(config, "max_position_embeddings", None) for config in _model_configs(recipe)]
-    limits = [limit for limit in [tokenizer.model_max_length, *takes] if limit is not None and 0 < limit < 10**9]
-    most = min(limits, default=None)
-    wanted = recipe.data.max_length
-    if wanted is not None and most is not None and wanted > most:
-        raise ValueError(f"data.max_length: must be at most {most}, which is all that the models take; got {wanted}")
-    return most if wanted is None else wanted
-
-
-def _image_inputs(recipe: Recipe, splits: Splits) -> Inputs:
-    (column,) = splits.columns.inputs
-    for role, rows in splits.named().items():
-        check_images(rows, column, role)
-    processors = _of_both_models(recipe, AutoImageProcessor)
-    channels = _num_channels(recipe)
-    first = splits.train[0][column]
-    processor = processors[0] if processors else _processor_from_config(recipe, (first.height, first.width), channels)
-
-    def rows_of(
+    def rows(
+        self,
+        reader: Reader,
         role: str,
+        *,
         augment: Augment | None = None,
-        training: Mapping[str, Any] | None = None,
-        with_processor: Any = processor,
-    ) -> ImageRows:
-        changes = augment.model_dump() if augment is not None else {}
-        seed = int((training or {}).get("seed", 42))
-        rows = splits.named()[role]
-        return ImageRows(rows, column, with_processor, num_channels=channels, seed=seed, **changes)
+        seed: int = 42,
+        teachers: Sequence[Reader] = (),
+    ) -> Any:
+        """Return a split for a model.
 
-    if len(processors) == 2:
-        seen = [rows_of("evaluation", with_processor=each)[0]["pixel_values"] for each in processors]
-        if seen[0].shape != seen[1].shape or not bool((seen[0] == seen[1]).all()):
-            raise ValueError(
-                f"the image processors of teacher.model {recipe.teacher.model!r} and student.model "
-                f"{recipe.student.model!r} make different inputs of one image (size or normalisation): take a student "
-                "with the teacher's, or set data.processor if both models were trained to accept it"
+        Args:
+            reader: the model's.
+            role: `train`, `evaluation` or `test`.
+            augment: random changes to its images.
+            seed: decides these changes.
+            teachers: readers of those that teach it.
+        """
+        columns, rows = self._splits.columns.inputs, self._splits.named()[role]
+        if not self._recipe.is_text:
+            changes = augment.model_dump() if augment is not None else {}
+            return ImageRows(
+                rows,
+                columns[0],
+                reader.processor,
+                num_channels=reader.num_channels,
+                seed=seed,
+                teacher_processors=[other.processor for other in distinct(teachers, reader)],
+                **changes,
             )
-    own = recipe.teacher.augment if recipe.teacher.augment is not None else recipe.data.augment
-    return Inputs(
-        rows_of("train", own, recipe.teacher.training),
-        rows_of("train", recipe.data.augment, recipe.training),
-        rows_of("evaluation"),
-        None if splits.test is None else rows_of("test"),
-        default_data_collator,
-        processor,
-    )
+        if role not in reader.prepared:
+            tokenizer, limit, segments = reader.processor, reader.max_length, reader.segments or None
+            if self._recipe.task == "token-classification":
+                reader.prepared[role] = tokenize_words(rows, tokenizer, columns[0], limit, segments=segments)
+            else:
+                reader.prepared[role] = tokenize_text(rows, tokenizer, columns, limit, segments=segments)
+        return reader.prepared[role]
+
+    def _source(self, section: Section) -> Any:
+        """Return where a model's processor comes from: an id and a revision, or the size of its images, or nowhere."""
+        if section.processor is not None:
+            return section.processor, None
+        shared = self._recipe.data.processor
+        if isinstance(shared, str):
+            return shared, None
+        if section.model is not None and shared is None:
+            return section.model, section.revision
+        return None if self._recipe.is_text else _image_size(section)
+
+    def _new_reader(self, section: Section, source: Any) -> Reader:
+        recipe = self._recipe
+        auto_class = AutoTokenizer if recipe.is_text else AutoImageProcessor
+        if isinstance(source, tuple) and isinstance(source[0], str):
+            processor = _load(auto_class, source[0], source[1], section.trust_remote_code)
+        else:
+            processor = self._image_processor(source)
+        known = next((known for known in self._readers if difference(known.processor, processor) is None), None)
+        if known is not None:
+            known.segments |= _has_segments(processor)
+            return known
+        if not recipe.is_text:
+            reader = Reader(processor, default_data_collator, num_channels=_num_channels(recipe))
+        elif recipe.task == "token-classification":
+            collator = DataCollatorForTokenClassification(processor)
+            reader = Reader(processor, collator, max_length=self._max_length(processor))
+        else:
+            reader = Reader(processor, DataCollatorWithPadding(processor), max_length=self._max_length(processor))
+        reader.segments = _has_segments(processor)
+        self._readers.append(reader)
+        return reader
+
+    def _image_processor(self, size: tuple[int, int] | None) -> BaseImageProcessor:
+        """Make a processor for images of a size (None: their own), otherwise like the first model's."""
+        channels = _num_channels(self._recipe)
+        if size is None:
+            first = self._splits.train[0][self._splits.columns.inputs[0]]
+            size = (first.height, first.width)
+        like = self._readers[0].processor if self._readers else None
+        fields: dict[str, Any] = {
+            "size": {"height": size[0], "width": size[1]},
+            "image_mean": getattr(like, "image_mean", None) or [0.5] * channels,
+            "image_std": getattr(like, "image_std", None) or [0.5] * channels,
+        }
+        given = self._recipe.data.processor if isinstance(self._recipe.data.processor, dict) else {}
+        # The PIL processor, whether torchvision is there or not: both resize, but not to the same last bit.
+        return get_image_processor_class_from_name("ViTImageProcessorPil")(**{**fields, **given})
+
+    def _max_length(self, tokenizer: Any) -> int | None:
+        """Return how many tokens of a row are kept: what the recipe says, or the most that all models take."""
+        takes = [most_tokens(config, tokenizer) for config in [None, *_model_configs(self._recipe)]]
+        most = min((limit for limit in takes if limit is not None), default=None)
+        wanted = self._recipe.data.max_length
+        if wanted is not None and most is not None and wanted > most:
+            raise ValueError(
+                f"data.max_length: must be at most {most}, which is all that the models take; got {wanted}"
+            )
+        return most if wanted is None else wanted
 
 
-def _of_both_models(recipe: Recipe, auto_class: Any) -> list[Any]:
-    """Load the processors that the recipe's models come with: none, one, or two to compare."""
-    if isinstance(recipe.data.processor, str):
-        return [_load_processor(auto_class, recipe.data.processor, None, False)]
-    if isinstance(recipe.data.processor, dict):
-        return []
-    sections: list[Teacher | Student] = [recipe.teacher, recipe.student]
-    return [
-        _load_processor(auto_class, section.model, section.revision, section.trust_remote_code)
-        for section in sections
-        if section.model is not None
-    ]
+def distinct(teachers: Sequence[Reader], student: Reader) -> list[Reader]:
+    """Return the readers of teachers that read in another way than the student, each once."""
+    found: list[Reader] = []
+    for reader in teachers:
+        if reader is not student and not any(reader is known for known in found):
+            found.append(reader)
+    return found
 
 
-def _load_processor(auto_class: Any, source: str, revision: str | None, trust_remote_code: bool) -> Any:
+def _has_segments(processor: Any) -> bool:
+    return "token_type_ids" in getattr(processor, "model_input_names", [])
+
+
+def _reads(section: Section) -> bool:
+    return not (isinstance(section, Teacher) and section.column is not None)
+
+
+def _image_size(section: Section) -> tuple[int, int] | None:
+    """Return the size of images that a model's config states; None: it takes any."""
+    size = getattr(_config(section), "image_size", None)
+    if size is None:
+        return None
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _load(auto_class: Any, source: str, revision: str | None, trust_remote_code: bool) -> Any:
     try:
         return auto_class.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
@@ -156,20 +226,25 @@ def _load_processor(auto_class: Any, source: str, revision: str | None, trust_re
 
 
 def _model_configs(recipe: Recipe) -> list[Any]:
-    configs = []
-    sections: list[Teacher | Student] = [recipe.teacher, recipe.student]
-    for section in sections:
-        if section.config is not None:
-            # What may be wrong with it is said when the model is built, which is before anything is trained.
-            with contextlib.suppress(Exception):
-                configs.append(AutoConfig.for_model(**section.config))
-        elif section.model is not None:
-            configs.append(
-                AutoConfig.from_pretrained(
-                    section.model, revision=section.revision or "main", trust_remote_code=section.trust_remote_code
-                )
-            )
-    return configs
+    sections: list[Section] = [*recipe.teachers, *recipe.students]
+    configs = [_config(section) for section in sections]
+    return [config for config in configs if config is not None]
+
+
+def _config(section: Section) -> Any:
+    if section.config is not None:
+        # What may be wrong with it is said when the model is built, which is before anything is trained.
+        with contextlib.suppress(Exception):
+            return AutoConfig.for_model(**section.config)
+    if section.model is None:
+        return None
+    try:
+        return AutoConfig.from_pretrained(
+            section.model, revision=section.revision or "main", trust_remote_code=section.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot load the model {section.model!r}: {reason}") from error
 
 
 def _num_channels(recipe: Recipe) -> int:
@@ -177,22 +252,3 @@ def _num_channels(recipe: Recipe) -> int:
     if len(channels) > 1:
         raise ValueError(f"teacher and student take images of {sorted(channels)} channels: both need the same number")
     return int(channels.pop()) if channels else 3
-
-
-def _processor_from_config(recipe: Recipe, image_size: tuple[int, int], channels: int) -> BaseImageProcessor:
-    sizes = {_as_pair(config.image_size) for config in _model_configs(recipe) if getattr(config, "image_size", None)}
-    if len(sizes) > 1:
-        raise ValueError(f"teacher and student take images of {sorted(sizes)} pixels: both need the same size")
-    height, width = sizes.pop() if sizes else image_size
-    fields: dict[str, Any] = {
-        "size": {"height": height, "width": width},
-        "image_mean": [0.5] * channels,
-        "image_std": [0.5] * channels,
-    }
-    given = recipe.data.processor if isinstance(recipe.data.processor, dict) else {}
-    # The PIL processor, whether torchvision is there or not: both resize, but not to the same last bit.
-    return get_image_processor_class_from_name("ViTImageProcessorPil")(**{**fields, **given})
-
-
-def _as_pair(size: Any) -> tuple[int, int]:
-    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))

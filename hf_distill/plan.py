@@ -1,39 +1,134 @@
 """What a recipe would do, in words."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-from hf_distill.recipe import Recipe, Student, Teacher
-from hf_distill.workspace import STAGES, state_of
+import huggingface_hub.utils.logging
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig
+
+import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
+from hf_distill.models.auto import AUTO_CLASSES
+from hf_distill.recipe import Recipe, Stage, Student, Teacher
+from hf_distill.students.building import student_from_teacher
+from hf_distill.teachers.memory import device_name, memory_needed
+from hf_distill.teachers.placement import check_placement_words
+from hf_distill.workspace import state_of
+
+_SHOWN_APART = ("alpha", "alpha_end", "temperature", "temperature_end")
 
 
 def plan(recipe: Recipe) -> list[tuple[str, str]]:
-    """Return the steps of a run, each with its name; nothing is loaded for it.
+    """Return the steps of a run, each with its name; of the models nothing but their configs is loaded for it.
 
     Args:
         recipe: a valid recipe.
+
+    Raises:
+        ValueError: the teacher's placement is none.
     """
     data = recipe.data
     judged = data.test_split or data.eval_split or "the validation or test split"
     rows = f"at most {data.max_train_rows:,} rows of " if data.max_train_rows else ""
-    alpha, temperature = recipe.training.get("alpha", 0.1), recipe.training.get("temperature", 4.0)
-    teacher = _model(recipe.teacher)
-    if recipe.teacher.training is None:
-        teacher += ", ready"
-    else:
-        teacher += f", trained on the labels first ({_settings(recipe.teacher.training)})"
+    check_placement_words(recipe.training.get("teacher_placement", "same"))
     return [
         ("task", recipe.task),
         ("data", f"{data.dataset or data.path}: {rows}{data.train_split} for training, {judged} for the results"),
-        ("teacher", teacher),
-        (
-            "student",
-            f"{_model(recipe.student)}, alpha {alpha}, temperature {temperature} ({_settings(recipe.training)})",
-        ),
+        *(("teacher", _teacher(section, recipe)) for section in recipe.teachers),
+        *_students(recipe),
         ("baseline", "the same student on the labels alone" if recipe.baseline else "none"),
         ("metrics", ", ".join(recipe.metrics)),
+        *_placement(recipe),
         ("output", _output(recipe)),
     ]
+
+
+def _teacher(section: Teacher, recipe: Recipe) -> str:
+    if section.column is not None:
+        return f"the column {section.column} of the data"
+    words = _model(section)
+    if section.specialist is not None:
+        words += f", a specialist (oversampling {section.specialist.oversampling:g})"
+    if section.training is None:
+        return f"{words}, ready"
+    return f"{words}, trained on the labels first ({_settings(section.training)})"
+
+
+def _students(recipe: Recipe) -> list[tuple[str, str]]:
+    lines = []
+    for stage, section in recipe.student_stages().items():
+        training = recipe.training | (section.training if isinstance(section, Stage) else {})
+        shown = []
+        for name, default in (("alpha", 0.1), ("temperature", 4.0)):
+            end = training.get(f"{name}_end")
+            shown.append(f"{name} {training.get(name, default)}" + ("" if end is None else f" to {end}"))
+        lines.append((stage, f"{_model(section)}, {', '.join(shown)} ({_settings(training)})"))
+    return lines
+
+
+def _placement(recipe: Recipe) -> list[tuple[str, str]]:
+    """Say where the models would live on this machine, and how much memory each would need there."""
+    training = recipe.training
+    use_cpu = bool(training.get("use_cpu", False))
+    where = training.get("teacher_placement", "same")
+    quantization = training.get("teacher_quantization")
+    dtype = training.get("teacher_dtype") or "float32"
+    lines = []
+    optimizer = str(training.get("optim", "adamw_torch"))
+    loggers = (transformers.logging, huggingface_hub.utils.logging)
+    verbosities = [logger.get_verbosity() for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity_error()
+    try:
+        model: nn.Module | None = None
+        for section in recipe.teachers:
+            if section.column is not None:
+                continue
+            model_here = _on_meta(section, recipe, None)
+            model = model_here if model is None else model
+            shown = quantization or dtype
+            weights = getattr(torch, dtype if dtype != "auto" else str(model_here.dtype).removeprefix("torch."))
+            needed = memory_needed(model_here, weights, is_trained=False, quantization=quantization)
+            place = device_name(where, use_cpu=use_cpu)
+            lines.append(("memory", f"teacher on {place}: {needed['weights']:,.1f} MiB of weights ({shown})"))
+            if section.training is not None:
+                lines.append(_trained("teacher, in its training,", model_here, optimizer, use_cpu))
+        for stage, student in recipe.student_stages().items():
+            model = _on_meta(student, recipe, model)
+            lines.append(_trained(stage, model, optimizer, use_cpu))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines.append(("memory", f"not known, since a model's config cannot be read: {reason}"))
+    finally:
+        for logger, verbosity in zip(loggers, verbosities, strict=True):
+            logger.set_verbosity(verbosity)
+    return lines
+
+
+def _trained(name: str, model: nn.Module, optimizer: str, use_cpu: bool) -> tuple[str, str]:
+    needed = memory_needed(model, torch.float32, is_trained=True, optimizer=optimizer)
+    parts = " + ".join(f"{size:,.1f}" for size in needed.values())
+    place = device_name("same", use_cpu=use_cpu)
+    return "memory", f"{name} on {place}: {parts} MiB of {', '.join(needed)}, and activations"
+
+
+def _on_meta(section: Teacher | Student, recipe: Recipe, teacher: Any) -> Any:
+    """Build a model without memory for its weights."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that copying weights between models without weights does nothing
+        if isinstance(section, Student) and section.from_teacher is not None:
+            return student_from_teacher(teacher, section.from_teacher.layers)
+        if section.config is not None:
+            fields = dict(section.config)
+            config = AutoConfig.for_model(fields.pop("model_type", None), **fields)
+        else:
+            config = AutoConfig.from_pretrained(
+                section.model, revision=section.revision or "main", trust_remote_code=section.trust_remote_code
+            )
+        return AUTO_CLASSES[recipe.task].from_config(config, trust_remote_code=section.trust_remote_code)
 
 
 def _model(section: Teacher | Student) -> str:
@@ -47,7 +142,7 @@ def _model(section: Teacher | Student) -> str:
 
 
 def _settings(settings: dict[str, Any], *without: str) -> str:
-    shown = [f"{name} {value}" for name, value in settings.items() if name not in ("alpha", "temperature", *without)]
+    shown = [f"{name} {value}" for name, value in settings.items() if name not in (*_SHOWN_APART, *without)]
     return ", ".join(shown) or "default settings"
 
 
@@ -58,9 +153,5 @@ def _output(recipe: Recipe) -> str:
         return f"{folder}, new"
     if changed:
         return f"{folder}, where a run with other settings is ({'; '.join(changed)}): train would refuse it"
-    left = [stage for stage in STAGES if stage not in finished and _is_wanted(recipe, stage)]
+    left = [stage for stage in recipe.stage_names() if stage not in finished]
     return f"{folder}, finished there: {', '.join(finished) or 'nothing'}, left: {', '.join(left) or 'nothing'}"
-
-
-def _is_wanted(recipe: Recipe, stage: str) -> bool:
-    return {"teacher": recipe.teacher.training is not None, "baseline": recipe.baseline}.get(stage, True)

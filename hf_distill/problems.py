@@ -2,10 +2,13 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+# How many teachers there are decides by which schema they are checked; pydantic then names the schema in its errors.
+ONE, SEVERAL = "<one>", "<several>"
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -17,12 +20,13 @@ def described(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
         problem: one of the errors of pydantic's `ValidationError`.
         schema: the model that the whole recipe was checked against.
     """
-    key = ".".join(str(part) for part in problem["loc"])
+    location = [part for part in problem["loc"] if part not in (ONE, SEVERAL)]
+    key = ".".join(map(str, location))
     got, kind = problem["input"], problem["type"]
     if kind == "missing":
         return f"{key}: is missing"
     if kind == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(problem['loc'], schema)}"
+        return f"{key}: unknown key{_suggestion(location, schema)}"
     if kind == "value_error":
         return f"{key}: {problem['ctx']['error']}"
     return _mismatch(key, _expected(problem), got)
@@ -41,13 +45,21 @@ def _expected(problem: Mapping[str, Any]) -> str:
 def _suggestion(location: Sequence[Any], schema: type[BaseModel]) -> str:
     model: Any = schema
     for part in location[:-1]:
+        if isinstance(part, int):
+            continue
         annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        nested = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
-        model = next((a for a in nested if issubclass(a, BaseModel)), None)
+        model = next(_models_in(annotation), None)
         if model is None:
             return ""
     known = list(model.model_fields)
     return _did_you_mean(str(location[-1]), known)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _models_in(part)
 
 
 def _did_you_mean(key: str, known: Sequence[str]) -> str:
@@ -71,29 +83,36 @@ def _with_point(number: str) -> str:
 
 
 def training_problems(values: Mapping[str, Any]) -> list[str]:
-    """Check `training` and `teacher.training` against the fields of DistillationConfig."""
-    teacher = values.get("teacher")
-    sections = {
-        "training": (values.get("training"), _OF_THE_RUN),
-        "teacher.training": (teacher.get("training") if isinstance(teacher, dict) else None, _OF_THE_STUDENT),
-    }
-    return [
-        problem
-        for name, (section, refused) in sections.items()
-        if isinstance(section, dict)
-        for problem in _section_problems(name, section, refused)
-    ]
+    """Check every `training` of a recipe against the fields of DistillationConfig."""
+    problems = _section_problems("training", values.get("training"), _OF_THE_RUN)
+    shared = values.get("training") if isinstance(values.get("training"), dict) and not problems else {}
+    for key, teacher in _sections(values, "teacher"):
+        problems += _section_problems(f"{key}.training", teacher.get("training"), _OF_THE_STUDENT)
+    for key, stage in _sections(values, "stages"):
+        problems += _section_problems(f"{key}.training", stage.get("training"), _OF_THE_RUN, shared)
+    return problems
 
 
 def numbers_as_text(values: Mapping[str, Any]) -> list[str]:
     """Find numbers that YAML reads as text in fields of models and processors, which are passed on unchecked."""
+    fields = {"teacher": "config", "stages": "config", "student": "config", "data": "processor"}
     return [
-        _mismatch(f"{section}.{field}.{key}", "a number", value)
-        for section, field in (("teacher", "config"), ("student", "config"), ("data", "processor"))
-        if isinstance(values.get(section), dict) and isinstance(values[section].get(field), dict)
-        for key, value in flat(values[section][field]).items()
+        _mismatch(f"{key}.{fields[name]}.{inner}", "a number", value)
+        for name in fields
+        for key, section in _sections(values, name)
+        if isinstance(section.get(fields[name]), dict)
+        for inner, value in flat(section[fields[name]]).items()
         if isinstance(value, str) and NUMBER.fullmatch(value)
     ]
+
+
+def _sections(values: Mapping[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return what stands under a key with the key that leads to it: one section, or each of a list."""
+    found = values.get(name)
+    each = (
+        [(f"{name}.{place}", part) for place, part in enumerate(found)] if isinstance(found, list) else [(name, found)]
+    )
+    return [(key, section) for key, section in each if isinstance(section, dict)]
 
 
 # Transformers finds these out in the middle of a run, or trains for no step and says nothing.
@@ -104,10 +123,27 @@ _ABOVE_ZERO = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
 )
+# What says how a student is taught; nothing of it is left where labels alone are learnt from.
+OF_DISTILLATION = (
+    "alpha",
+    "alpha_end",
+    "temperature",
+    "temperature_end",
+    "schedule",
+    "teacher_combination",
+    "teacher_dtype",
+    "teacher_label_map",
+    "teacher_placement",
+    "teacher_quantization",
+    "teacher_revision",
+    "teacher_weights",
+)
 _OF_THE_RUN = {
     "output_dir": "is the run's own: set output_dir at the top of the recipe",
     "push_to_hub": "is not done from a recipe: publish the folder student/ of the finished run",
     "resume_from_checkpoint": "is not needed: the same command goes on where a run was stopped",
+    "teacher_input_columns": "is the run's own: name the columns of the data under data",
+    "teacher_max_length": "is the run's own: set data.max_length",
     "label_names": "is Trainer's name of the label column, here always labels: set data.label_column",
     **{
         name: "would keep the predictions from the metrics: leave it out"
@@ -116,14 +152,16 @@ _OF_THE_RUN = {
 }
 _OF_THE_STUDENT = {
     **_OF_THE_RUN,
-    **{
-        name: "belongs to the student's training, a teacher learns from labels alone"
-        for name in ("alpha", "temperature", "teacher_dtype", "teacher_revision", "teacher_label_map")
-    },
+    **{name: "belongs to the student's training, a teacher learns from labels alone" for name in OF_DISTILLATION},
 }
 
 
-def _section_problems(name: str, section: dict[str, Any], refused: Mapping[str, str]) -> list[str]:
+def _section_problems(
+    name: str, section: Any, refused: Mapping[str, str], shared: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Check one section, whose fields take the place of those that it shares with others."""
+    if not isinstance(section, dict):
+        return []
     from hf_distill.config import DistillationConfig
 
     hints = get_type_hints(DistillationConfig)
@@ -145,7 +183,7 @@ def _section_problems(name: str, section: dict[str, Any], refused: Mapping[str, 
     if problems:  # fields of TrainingArguments depend on each other, so with one of them out only our own are judged
         sound = {key: value for key, value in sound.items() if key in own}
     try:
-        DistillationConfig(output_dir="unused", **sound)
+        DistillationConfig(**{**(shared or {}), **sound, "output_dir": "unused"})
     except (ValueError, ImportError) as error:
         # Transformers goes on with a sentence on lines that begin with a dash.
         for line in filter(str.strip, re.sub(r"\n\s*-", " -", str(error)).splitlines()):

@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from hf_distill.problems import NUMBER, described, flat, numbers_as_text, training_problems
+from hf_distill.problems import NUMBER, ONE, SEVERAL, described, flat, numbers_as_text, training_problems
 
 _BUNDLED = Path(__file__).parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent / "recipes"  # in a clone
-_EXCLUSIVE = (
-    ("data.dataset", "data.path"),
-    ("teacher.model", "teacher.config"),
-    ("student.model", "student.config", "student.from_teacher"),
-)
+# Keys of a section that exclude each other: naming one on the command line takes the place of the others.
+_EXCLUSIVE = {
+    "data": ("dataset", "path"),
+    "teacher": ("model", "config", "column"),
+    "student": ("model", "config", "from_teacher"),
+    "stages": ("model", "config", "from_teacher"),
+}
 
 
 class RecipeError(ValueError):
@@ -67,26 +69,44 @@ class Data(_Section):
         return _exactly_one(self, "dataset", "path")
 
 
+class SpecialistSettings(_Section):
+    """What makes a teacher a specialist: it knows some of the classes, and a dustbin for the rest."""
+
+    oversampling: Annotated[float, Field(gt=0, strict=False)] = Field(
+        1.0, description="How many times more often than in the data its own classes were shown in its training."
+    )
+    dustbin: str = Field("dustbin", description="The label of all other classes.")
+
+
 class Teacher(_Section):
-    """The teacher: ready, or to be trained first."""
+    """A teacher: ready, to be trained first, or a column of the data."""
 
     model: str | None = Field(None, description="Hub id or folder.")
     config: dict[str, Any] | None = Field(None, description="A new model: model_type and fields of its config.")
+    column: Literal["teacher_logits", "teacher_probs"] | None = Field(
+        None, description="Column of soft targets that come with the data."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
     new_head: bool = Field(False, description="Replace a head for another number of labels.")
+    processor: str | None = Field(None, description="Instead of data.processor, for this model.")
     training: dict[str, Any] | None = Field(None, description="Fields of TrainingArguments; absent: a ready teacher.")
     augment: Augment | None = Field(None, description="Instead of data.augment, for the teacher's training.")
+    specialist: SpecialistSettings | None = Field(None, description="This teacher knows only some of the classes.")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Teacher":
         if self.config is not None and self.training is None:
             raise ValueError("a teacher made from a config knows nothing yet: give it training: {...}")
-        return _exactly_one(self, "model", "config")
+        if self.specialist is not None and (self.model is None or self.training is not None):
+            raise ValueError("a specialist must be a ready model: give it model, and no training")
+        if self.column is not None and self.model_fields_set - {"column"}:
+            raise ValueError("a column of the data is no model: leave out all but column")
+        return _exactly_one(self, "model", "config", "column")
 
 
 class FromTeacher(_Section):
-    """A student made of a teacher's layers."""
+    """A student made of a teacher's layers; of several teachers, the first one's."""
 
     layers: list[int] = Field(min_length=1, description="The teacher's encoder layers that are copied, from 0.")
 
@@ -100,10 +120,29 @@ class Student(_Section):
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
     new_head: bool = Field(False, description="Replace a head for another number of labels.")
+    processor: str | None = Field(None, description="Instead of data.processor, for this model.")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Student":
         return _exactly_one(self, "model", "config", "from_teacher")
+
+
+class Stage(Student):
+    """A student on the way, which teaches the next one: an assistant, or an earlier generation."""
+
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of DistillationConfig, in place of those in the recipe's training."
+    )
+
+
+def _how_many(value: Any) -> str:
+    return SEVERAL if isinstance(value, list) else ONE
+
+
+Teachers = Annotated[
+    Annotated[Teacher, Tag(ONE)] | Annotated[list[Teacher], Field(min_length=1), Tag(SEVERAL)],
+    Discriminator(_how_many),
+]
 
 
 class Recipe(_Section):
@@ -111,7 +150,8 @@ class Recipe(_Section):
 
     task: Literal["text-classification", "token-classification", "image-classification"]
     data: Data
-    teacher: Teacher
+    teacher: Teachers = Field(description="The teacher, or a list of teachers whose probabilities are averaged.")
+    stages: list[Stage] = Field([], description="Students on the way, each the next one's teacher.")
     student: Student
     baseline: bool = Field(True, description="Train the student a second time without a teacher, to compare.")
     training: dict[str, Any] = Field(default_factory=dict, description="Fields of DistillationConfig.")
@@ -122,6 +162,33 @@ class Recipe(_Section):
     def is_text(self) -> bool:
         """Tell whether the inputs are texts."""
         return self.task != "image-classification"
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        """Return the teachers, one or several."""
+        return [self.teacher] if isinstance(self.teacher, Teacher) else self.teacher
+
+    @property
+    def students(self) -> list[Student]:
+        """Return the students in the order of their training, the last of which is the run's."""
+        return [*self.stages, self.student]
+
+    def teacher_stages(self) -> dict[str, Teacher]:
+        """Return the teachers that are trained here, by the name of their stage."""
+        names = (
+            ["teacher"] if isinstance(self.teacher, Teacher) else [f"teacher-{i + 1}" for i in range(len(self.teacher))]
+        )
+        return {
+            name: section for name, section in zip(names, self.teachers, strict=True) if section.training is not None
+        }
+
+    def student_stages(self) -> dict[str, Student]:
+        """Return the students, by the name of their stage."""
+        return {**{f"stage-{i + 1}": stage for i, stage in enumerate(self.stages)}, "student": self.student}
+
+    def stage_names(self) -> list[str]:
+        """Name all that is trained, in the order of its training."""
+        return [*self.teacher_stages(), *self.student_stages(), *(["baseline"] if self.baseline else [])]
 
     def to_yaml(self) -> str:
         """Return the recipe with all its defaults, as it is written beside the results."""
@@ -272,23 +339,40 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[s
         except yaml.YAMLError as error:
             problems.append(f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}")
             continue
-        *parents, last = key.split(".")
-        section: Any = values
-        for parent in parents:
-            if section.get(parent) is None:
-                section[parent] = {}
-            section = section[parent]
-            if not isinstance(section, dict):
-                problems.append(f"override {override!r}: {parent} is {section!r} and has no keys below it")
-                break
-        else:
-            section[last] = value
-            for group in _EXCLUSIVE:
-                if key in group or any(key.startswith(f"{member}.") for member in group):
-                    chosen = next(member for member in group if key == member or key.startswith(f"{member}."))
-                    for other in set(group) - {chosen} if value is not None else ():
-                        values[other.split(".")[0]].pop(other.split(".")[1], None)
+        try:
+            _set(values, key.split("."), value)
+        except LookupError as error:
+            problems.append(f"override {override!r}: {error.args[0]}")
     return problems
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
+    section: Any = values
+    for depth, part in enumerate(path):
+        if isinstance(section, list):
+            if not (part.isdigit() and int(part) < len(section)):
+                what = ".".join(path[:depth])
+                raise LookupError(f"{what} is a list of {len(section)}: name one by its number, {what}.0 and so on")
+            part_or_index: Any = int(part)
+        elif isinstance(section, dict):
+            part_or_index = part
+            exclusive = _EXCLUSIVE.get(path[0], ())
+            if part in exclusive and value is not None and _is_section(path[:depth]):
+                for other in set(exclusive) - {part}:
+                    section.pop(other, None)
+        else:
+            raise LookupError(f"{path[depth - 1]} is {section!r} and has no keys below it")
+        if depth == len(path) - 1:
+            section[part_or_index] = value
+        else:
+            if isinstance(section, dict) and section.get(part) is None:
+                section[part] = {}
+            section = section[part_or_index]
+
+
+def _is_section(path: list[str]) -> bool:
+    """Tell whether a path leads to a section itself: `teacher`, or `teacher.0` in a list of them."""
+    return len(path) == 1 or (len(path) == 2 and path[1].isdigit())
 
 
 def _conflicts(recipe: Recipe) -> list[str]:
@@ -296,10 +380,6 @@ def _conflicts(recipe: Recipe) -> list[str]:
     data, problems = recipe.data, []
     elsewhere = ("image_column", "augment") if recipe.is_text else ("text_column", "text_pair_column", "max_length")
     problems += [f"data.{key}: has no effect in {recipe.task}" for key in elsewhere if getattr(data, key) is not None]
-    if recipe.is_text and recipe.teacher.augment is not None:
-        problems.append(f"teacher.augment: has no effect in {recipe.task}")
-    if recipe.teacher.augment is not None and recipe.teacher.training is None:
-        problems.append("teacher.augment: has no effect on a teacher that is not trained")
     if recipe.task == "token-classification" and data.text_pair_column is not None:
         problems.append("data.text_pair_column: has no effect in token-classification")
     if data.path is not None:
@@ -310,10 +390,40 @@ def _conflicts(recipe: Recipe) -> list[str]:
         ]
     if recipe.is_text and isinstance(data.processor, dict):
         problems.append("data.processor: expected the Hub id or folder of a tokenizer, got a mapping")
-    if recipe.is_text and data.processor is None and recipe.teacher.model is None and recipe.student.model is None:
-        problems.append("data.processor: is missing; name a tokenizer, since neither model comes with one")
-    if recipe.teacher.training is not None and recipe.training.get("teacher_label_map") is not None:
+    models: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
+    if recipe.is_text and data.processor is None and not any(section.model or section.processor for section in models):
+        problems.append("data.processor: is missing; name a tokenizer, since no model comes with one")
+    for place, teacher in enumerate(recipe.teachers):
+        key = "teacher" if isinstance(recipe.teacher, Teacher) else f"teacher.{place}"
+        if teacher.augment is not None and recipe.is_text:
+            problems.append(f"{key}.augment: has no effect in {recipe.task}")
+        if teacher.augment is not None and teacher.training is None:
+            problems.append(f"{key}.augment: has no effect on a teacher that is not trained")
+        if teacher.column is not None and len(recipe.teachers) > 1:
+            problems.append(f"{key}.column: is a teacher on its own, and cannot be one of several")
+    generalists = [teacher for teacher in recipe.teachers if teacher.specialist is None]
+    if not generalists:
+        problems.append("teacher: specialists teach beside a teacher that knows all labels: add one to the list")
+    first, training = recipe.teachers[0], recipe.training
+    if recipe.students[0].from_teacher is not None and (first.column is not None or first.specialist is not None):
+        problems.append("student.from_teacher: the first teacher is no model of all labels: use model or config")
+    if all(teacher.training is not None for teacher in recipe.teachers) and training.get("teacher_label_map"):
         problems.append("training.teacher_label_map: has no effect, a teacher trained here has the data's labels")
-    if recipe.training.get("alpha") == 1:
-        problems.append("training.alpha: 1 leaves the teacher out, and a recipe is for distillation; 0 to 0.9 is usual")
+    for key in ("teacher_weights", "teacher_combination"):
+        if training.get(key) is not None and len(generalists) < 2:
+            problems.append(f"training.{key}: has no effect with one teacher")
+    weights = training.get("teacher_weights")
+    if isinstance(weights, list) and len(generalists) > 1 and len(weights) != len(generalists):
+        problems.append(
+            f"training.teacher_weights: expected a number for each of the {len(generalists)} teachers that are no "
+            f"specialists, got {len(weights)}"
+        )
+    for key, settings in {
+        "training": training,
+        **{f"stages.{i}.training": s.training for i, s in enumerate(recipe.stages)},
+    }.items():
+        if settings.get("alpha") == 1 and settings.get("alpha_end") in (None, 1):
+            problems.append(
+                f"{key}.alpha: 1 leaves the teacher out, and a recipe is for distillation; 0 to 0.9 is usual"
+            )
     return problems

@@ -6,7 +6,8 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,16 @@ from hf_distill.data.labels import MISSING_LABEL
 from hf_distill.data.loading import Splits, fingerprint, load_rows, prepare_splits, reorder_labels
 from hf_distill.evaluation.measuring import Metrics, agreement
 from hf_distill.evaluation.results import ModelResult, Results, gap_closed
-from hf_distill.inputs import Inputs, prepare_inputs
+from hf_distill.inputs import Inputs, Section
 from hf_distill.models.auto import AUTO_CLASSES
+from hf_distill.problems import OF_DISTILLATION
 from hf_distill.publishing.model_card import model_card
-from hf_distill.recipe import Recipe, Student, Teacher, command_for
+from hf_distill.recipe import Augment, Recipe, Stage, Student, Teacher, command_for
 from hf_distill.students.building import model_from_checkpoint, model_from_config, set_labels, student_from_teacher
-from hf_distill.teachers.frozen import check_logits
 from hf_distill.teachers.label_space import align_labels, names_in_order
 from hf_distill.teachers.loading import first_line, load_teacher
+from hf_distill.teachers.placement import check_placement
+from hf_distill.teachers.specialists import Specialist, specialist_columns
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.workspace import Checkpoint, Workspace
 
@@ -65,8 +68,25 @@ def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
         splits = _in_the_students_order(recipe, splits)
         metrics = Metrics(recipe.metrics, splits.label_names)
         with PartialState().main_process_first():
-            inputs = prepare_inputs(recipe, splits)
+            inputs = Inputs(recipe, splits)
         return _Run(recipe, name, workspace, splits, inputs, metrics).results()
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A teacher that is ready to teach.
+
+    Attributes:
+        section: what the recipe says of it.
+        model: None for a column of the data.
+        source: the id or folder that it was loaded from.
+        seconds: of its training, None if it came ready.
+    """
+
+    section: Section
+    model: PreTrainedModel | None
+    source: str | None
+    seconds: float | None
 
 
 class _Run:
@@ -91,7 +111,9 @@ class _Run:
     def results(self) -> Results:
         """Go through the stages, write results.json and the card."""
         facts = self._data_facts()
-        if facts["unlabelled_share"] == 1 and (self.recipe.baseline or self.recipe.teacher.training is not None):
+        if facts["unlabelled_share"] == 1 and (
+            self.recipe.baseline or any(teacher.training is not None for teacher in self.recipe.teachers)
+        ):
             raise ValueError(
                 "no row of the train split has a label: the teacher must be a ready one (no teacher.training), and "
                 "there is nothing to train a baseline on (baseline: false)"
@@ -100,30 +122,44 @@ class _Run:
         if PartialState().is_main_process:
             self.workspace.begin(fingerprint(self.splits))
         PartialState().wait_for_everyone()
-        teacher, teacher_seconds = self._teacher()
-        teacher_logits, labels = self._predict(teacher, self._label_order(teacher))
-        check_logits(torch.from_numpy(teacher_logits))
-        teacher_result = self._measured(teacher, teacher_logits, labels, teacher_seconds)
-        student, student_seconds = self._trained("student", lambda: self._student(teacher), teacher)
-        student_logits, _ = self._predict(student)
-        student_result = self._measured(student, student_logits, labels, student_seconds)
-        baseline_result = None
+        members = self._members()
+        judged, labels = self._judged(members)
+        teacher_logits = judged.popitem()[1]  # all of them together come last
+        teacher = self._measured([member.model for member in members], teacher_logits, labels, _total_seconds(members))
+        generalists = [member for member in members if not _is_specialist(member)]
+        each = {
+            f"teacher-{place + 1}": self._measured([member.model], logits, labels, member.seconds)
+            for place, (member, logits) in enumerate(zip(generalists, judged.values(), strict=False))
+        }
+        students: dict[str, ModelResult] = {}
+        for stage, section in self.recipe.student_stages().items():
+            build = partial(self._student, section, members)
+            model, seconds = self._trained(stage, section, build, members)
+            logits, labels = self._predict(model, section)
+            students[stage] = self._measured([model], logits, labels, seconds)
+            if stage != "student":
+                members = [_Member(section, model, str(self.workspace.model_folder(stage)), seconds)]
+        student = students.pop("student")
+        baseline = None
         if self.recipe.baseline:
-            baseline, baseline_seconds = self._trained("baseline", lambda: self._student(teacher), None)
-            baseline_result = self._measured(baseline, self._predict(baseline)[0], labels, baseline_seconds)
-        first = next(iter(teacher_result.metrics))
+            section = self.recipe.student
+            simple, seconds = self._trained("baseline", section, partial(self._student, section, members), [])
+            baseline = self._measured([simple], self._predict(simple, section)[0], labels, seconds)
+        first = next(iter(teacher.metrics))
         results = Results(
             task=self.recipe.task,
             recipe=self.name,
-            teacher=teacher_result,
-            student=student_result,
-            baseline=baseline_result,
-            agreement=agreement(student_logits, teacher_logits, labels),
+            teacher=teacher,
+            student=student,
+            baseline=baseline,
+            agreement=agreement(logits, teacher_logits, labels),
             gap_closed=None
-            if baseline_result is None
-            else gap_closed(*(model.metrics[first] for model in (teacher_result, student_result, baseline_result))),
+            if baseline is None
+            else gap_closed(*(model.metrics[first] for model in (teacher, student, baseline))),
             environment=environment(),
             data=facts,
+            teachers=each,
+            stages=students,
         )
         if PartialState().is_main_process:
             card = model_card(self.recipe.model_dump(), results, command_for(self.recipe, self.name))
@@ -138,19 +174,57 @@ class _Run:
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # what there is to say is said when they are built for good
         try:
-            section = self.recipe.teacher
-            teacher = self._teacher()[0] if section.training is None else self._new_model(section)
-            self._label_order(teacher)
-            self._student(teacher)
+            members = []
+            for section in self.recipe.teachers:
+                model = self._new_model(section) if section.training is not None else self._ready_teacher(section)
+                self._check_labels(section, model)
+                members.append(_Member(section, model, None, None))
+            for stage, student in self.recipe.student_stages().items():
+                args = _arguments(self.recipe, stage, self.workspace.checkpoints(stage))
+                if members[0].model is not None:
+                    check_placement(
+                        args.teacher_placement,
+                        args.teacher_quantization,
+                        num_processes=PartialState().num_processes,
+                        is_named=True,
+                    )
+                members = [_Member(student, self._student(student, members), None, None)]
         finally:
             transformers.logging.set_verbosity(verbosity)
 
-    def _teacher(self) -> tuple[PreTrainedModel, float | None]:
-        section = self.recipe.teacher
-        if section.training is not None:
-            return self._trained("teacher", lambda: self._new_model(section), None)
-        assert section.model is not None
-        teacher = load_teacher(
+    def _check_labels(self, section: Teacher, model: PreTrainedModel | None) -> None:
+        if model is None:
+            column = str(section.column)
+            without = [role for role, rows in self.splits.named().items() if column not in rows.column_names]
+            if without:
+                raise ValueError(
+                    f"teacher.column: the {without[0]} split has no column {column}: every split needs it, "
+                    "that of the results too"
+                )
+        elif section.specialist is not None:
+            names = names_in_order(model.config.id2label)
+            specialist_columns(names, self.splits.label_names, section.specialist.dustbin)
+        elif len(self.recipe.teachers) == 1:
+            label_map = self.recipe.training.get("teacher_label_map")
+            align_labels(names_in_order(model.config.id2label), self.splits.label_names, label_map)
+
+    def _members(self) -> list[_Member]:
+        """Return the teachers, trained first if the recipe says so."""
+        stages = {id(section): stage for stage, section in self.recipe.teacher_stages().items()}
+        members = []
+        for section in self.recipe.teachers:
+            stage = stages.get(id(section))
+            if stage is None:
+                members.append(_Member(section, self._ready_teacher(section), section.model, None))
+            else:
+                model, seconds = self._trained(stage, section, partial(self._new_model, section), [])
+                members.append(_Member(section, model, str(self.workspace.model_folder(stage)), seconds))
+        return members
+
+    def _ready_teacher(self, section: Teacher) -> PreTrainedModel | None:
+        if section.model is None:
+            return None
+        return load_teacher(
             section.model,
             self.recipe.task,
             dtype=self.recipe.training.get("teacher_dtype"),
@@ -158,17 +232,17 @@ class _Run:
             trust_remote_code=section.trust_remote_code,
             allow_untrained=self.recipe.training.get("allow_untrained_teacher", False),
         )
-        return teacher, None
 
-    def _student(self, teacher: PreTrainedModel) -> PreTrainedModel:
-        section = self.recipe.student
+    def _student(self, section: Student, members: Sequence[_Member]) -> PreTrainedModel:
         if section.from_teacher is None:
             return self._new_model(section)
+        teacher = members[0].model
+        assert teacher is not None  # the recipe is refused
         student = student_from_teacher(teacher, section.from_teacher.layers)
         set_labels(student.config, self.splits.label_names)
         return student
 
-    def _new_model(self, section: Teacher | Student) -> PreTrainedModel:
+    def _new_model(self, section: Section) -> PreTrainedModel:
         if section.config is not None:
             return model_from_config(section.config, self.recipe.task, self.splits.label_names)
         assert section.model is not None
@@ -181,10 +255,29 @@ class _Run:
             new_head=section.new_head,
         )
 
+    def _at_work(self, members: Sequence[_Member], args: DistillationConfig) -> Any:
+        """Return the teachers as the trainer takes them."""
+        if members[0].model is None:
+            return None
+        if args.teacher_quantization is not None and len(members) == 1:
+            args.teacher_revision = getattr(members[0].section, "revision", None)
+        return [self._one_at_work(member, args) for member in members]
+
+    def _one_at_work(self, member: _Member, args: DistillationConfig) -> Any:
+        # The trainer converts and moves a teacher in place, and a student or a baseline may be made of it later.
+        is_changed = args.teacher_dtype is not None or args.teacher_placement in ("auto", "sharded")
+        model: Any = copy.deepcopy(member.model) if is_changed else member.model
+        if args.teacher_quantization is not None:
+            model = member.source
+        specialist = member.section.specialist if isinstance(member.section, Teacher) else None
+        if specialist is None:
+            return model
+        return Specialist(model, oversampling=specialist.oversampling, dustbin=specialist.dustbin)
+
     # ---- Training ----
 
     def _trained(
-        self, stage: str, build: Callable[[], PreTrainedModel], teacher: PreTrainedModel | None
+        self, stage: str, section: Section, build: Callable[[], PreTrainedModel], members: Sequence[_Member]
     ) -> tuple[PreTrainedModel, float]:
         """Return a stage's trained model and the seconds that it took, trained now or before."""
         record = self.workspace.record(stage)
@@ -193,18 +286,18 @@ class _Run:
         args = _arguments(self.recipe, stage, self.workspace.checkpoints(stage))
         set_seed(args.seed)
         model = build()
-        if teacher is not None and args.teacher_dtype is not None:
-            teacher = copy.deepcopy(teacher)  # the trainer converts it in place, and a baseline may be made of it
         checkpoint = self.workspace.last_checkpoint(stage)
         clock = _Clock(0.0 if checkpoint is None else checkpoint.seconds)
-        trainer = DistillationTrainer(
-            model=model,
-            teacher=teacher,
-            args=args,
-            train_dataset=self.inputs.teacher_train if stage == "teacher" else self.inputs.train,
-            eval_dataset=self.inputs.evaluation,
-            data_collator=self.inputs.collator,
-            processing_class=self.inputs.processor,
+        augment = self.recipe.data.augment
+        if isinstance(section, Teacher) and section.augment is not None:
+            augment = section.augment
+        trainer = self._trainer(
+            section,
+            model,
+            members,
+            args,
+            train_dataset=self._rows(section, "train", members, augment, args),
+            eval_dataset=self._rows(section, "evaluation", members),
             compute_metrics=lambda prediction: self.metrics(prediction.predictions, prediction.label_ids),
             callbacks=[clock],
         )
@@ -230,42 +323,76 @@ class _Run:
         PartialState().wait_for_everyone()
         return model, seconds
 
+    def _trainer(
+        self,
+        section: Section,
+        model: PreTrainedModel,
+        members: Sequence[_Member],
+        args: DistillationConfig,
+        **arguments: Any,
+    ) -> DistillationTrainer:
+        reader = self.inputs.reader(section)
+        is_taught = bool(members)
+        processors = None
+        if is_taught and members[0].model is not None:
+            processors = [self.inputs.reader(member.section).processor for member in members]
+            args.teacher_input_columns = list(self.splits.columns.inputs)
+            args.teacher_max_length = self.recipe.data.max_length
+        return DistillationTrainer(
+            model=model,
+            teacher=self._at_work(members, args) if is_taught else None,
+            args=args,
+            processing_class=reader.processor,
+            teacher_processing_class=processors,
+            **{"data_collator": reader.collator, **arguments},
+        )
+
+    def _rows(
+        self,
+        section: Section,
+        role: str,
+        members: Sequence[_Member] = (),
+        augment: Augment | None = None,
+        args: DistillationConfig | None = None,
+    ) -> Any:
+        readers = [self.inputs.reader(member.section) for member in members if member.model is not None]
+        seed = 42 if args is None else args.seed
+        return self.inputs.rows(self.inputs.reader(section), role, augment=augment, seed=seed, teachers=readers)
+
     def _load(self, folder: Path) -> PreTrainedModel:
         return AUTO_CLASSES[self.recipe.task].from_pretrained(str(folder), dtype=torch.float32)
 
     # ---- Results ----
 
-    def _predict(self, model: PreTrainedModel, order: list[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return a model's logits, in the given order of classes, and the labels of the rows judged on."""
-        # Any stage but the student's needs no teacher; nothing is trained, saved or smoothed here.
-        nothing = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-        nothing |= {"bf16_full_eval": False, "fp16_full_eval": False}  # these convert the model for good
-        args = _arguments(
-            self.recipe, "baseline", self.workspace.checkpoints("student"), label_smoothing_factor=0.0, **nothing
-        )
-        trainer = DistillationTrainer(
-            model=model,
-            args=args,
-            data_collator=partial(_collated, self.inputs.collator, model.dtype),
-            processing_class=self.inputs.processor,
-        )
-        prediction = trainer.predict(self.inputs.judged)
-        logits = prediction.predictions
-        return logits if order is None else logits[..., order], prediction.label_ids
+    def _judged(self, members: Sequence[_Member]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return the logits of each teacher and, last, of all together, for the rows judged on; and their labels."""
+        stage, section = next(iter(self.recipe.student_stages().items()))
+        args = _arguments(self.recipe, stage, self.workspace.checkpoints(stage), **_NOT_TRAINING)
+        trainer = self._trainer(section, self._student(section, members), members, args)
+        rows = self._rows(section, self.inputs.judged_role, members)
+        logits, labels = trainer.predict_with_teacher(rows)
+        assert labels is not None  # data whose rows to judge on have no label are refused
+        return logits, labels
 
-    def _label_order(self, teacher: PreTrainedModel) -> list[int] | None:
-        """Return where a teacher has the data's classes; None: in the same places."""
-        label_map = self.recipe.training.get("teacher_label_map")
-        return align_labels(names_in_order(teacher.config.id2label), self.splits.label_names, label_map)
+    def _predict(self, model: PreTrainedModel, section: Section) -> tuple[np.ndarray, np.ndarray]:
+        """Return a model's logits, and the labels of the rows judged on."""
+        # A stage without a teacher: nothing is trained, saved or smoothed here.
+        args = _arguments(self.recipe, "baseline", self.workspace.checkpoints("student"), **_NOT_TRAINING)
+        collator = partial(_collated, self.inputs.reader(section).collator, model.dtype)
+        trainer = self._trainer(section, model, [], args, data_collator=collator)
+        prediction = trainer.predict(self._rows(section, self.inputs.judged_role))
+        return prediction.predictions, prediction.label_ids
 
     def _measured(
-        self, model: PreTrainedModel, logits: np.ndarray, labels: np.ndarray, seconds: float | None
+        self, models: Sequence[PreTrainedModel | None], logits: np.ndarray, labels: np.ndarray, seconds: float | None
     ) -> ModelResult:
-        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        parameters = [parameter for model in models if model is not None for parameter in model.parameters()]
+        size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+        is_model = None not in models
         return ModelResult(
             metrics=self.metrics(logits, labels),
-            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
-            size_mib=round(size / 2**20, 3),
+            num_parameters=sum(parameter.numel() for parameter in parameters) if is_model else None,
+            size_mib=round(size / 2**20, 3) if is_model else None,
             train_seconds=seconds,
         )
 
@@ -283,8 +410,8 @@ class _Run:
 
 def _in_the_students_order(recipe: Recipe, splits: Splits) -> Splits:
     """Number the classes as a student does that takes its head from a ready teacher."""
-    teacher = recipe.teacher
-    if recipe.student.from_teacher is None or teacher.training is not None:
+    teacher = recipe.teachers[0]
+    if recipe.students[0].from_teacher is None or teacher.training is not None:
         return splits
     try:
         config = AutoConfig.from_pretrained(
@@ -304,11 +431,34 @@ def _arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> Distil
     settings: dict[str, Any] = {"save_total_limit": 1}
     if recipe.is_text:
         settings["train_sampling_strategy"] = "group_by_length"
-    chosen = recipe.teacher.training if stage == "teacher" else recipe.training
-    settings |= {**(chosen or {}), **fixed}
-    if stage != "student":
-        settings["alpha"] = 1.0
-    return DistillationConfig(output_dir=str(folder), **settings)
+    sections: dict[str, Any] = {**recipe.teacher_stages(), **recipe.student_stages()}
+    section = sections.get(stage)
+    chosen = dict(section.training or {}) if isinstance(section, Teacher) else dict(recipe.training)
+    if isinstance(section, Stage):
+        chosen |= section.training
+    if not isinstance(section, Student):
+        chosen = {name: value for name, value in chosen.items() if name not in OF_DISTILLATION} | {"alpha": 1.0}
+    return DistillationConfig(**{**settings, **chosen, **fixed, "output_dir": str(folder)})
+
+
+# For a trainer that predicts; the last two would convert the model for good.
+_NOT_TRAINING = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "label_smoothing_factor": 0.0,
+    "bf16_full_eval": False,
+    "fp16_full_eval": False,
+}
+
+
+def _is_specialist(member: _Member) -> bool:
+    return isinstance(member.section, Teacher) and member.section.specialist is not None
+
+
+def _total_seconds(members: Sequence[_Member]) -> float | None:
+    known = [member.seconds for member in members if member.seconds is not None]
+    return round(sum(known), 3) if known else None
 
 
 class _Clock(TrainerCallback):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from hf_distill.recipe import Recipe, differences, read_resolved
 
 _MARK = "# Written by hf-distill: all settings of the run in this folder.\n"
 _DATA = ".data_fingerprint"
-STAGES = ("teacher", "student", "baseline")
+_STAGE = re.compile(r"teacher|student|baseline|(teacher|stage)-\d+")
 
 
 class Workspace:
@@ -86,7 +87,7 @@ class Workspace:
                     shutil.rmtree(entry)
                 else:
                     entry.unlink(missing_ok=True)
-        for stage in STAGES:
+        for stage in self._recipe.stage_names():
             shutil.rmtree(self._part(stage), ignore_errors=True)
         for stage in finished_stages(self.path):  # killed between its last two steps, `finish` leaves them
             shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
@@ -149,7 +150,7 @@ class Workspace:
         """Save a stage's model and record, and drop the checkpoints that led to it.
 
         Args:
-            stage: one of `STAGES`.
+            stage: one of the recipe's `stage_names`.
             save: writes the model into the folder that it is given.
             record: what `record` will return.
         """
@@ -198,7 +199,9 @@ def state_of(path: Path, recipe: Recipe) -> tuple[list[str] | None, list[str]]:
 
 
 def _entries(path: Path) -> list[Path]:
-    return [path / name for name in ("recipe.yaml", _DATA, "results.json", "stages", "checkpoints", *STAGES)]
+    """Return what a run, of whatever recipe, may have written; its recipe and the mark of its data come first."""
+    models = sorted(entry for entry in path.glob("*") if _STAGE.fullmatch(entry.name))
+    return [path / name for name in ("recipe.yaml", _DATA, "results.json", "stages", "checkpoints")] + models
 
 
 def _holds_work(path: Path) -> bool:
@@ -207,8 +210,9 @@ def _holds_work(path: Path) -> bool:
 
 
 def finished_stages(path: Path) -> list[str]:
-    """Name the stages that are finished in an output folder: those with a model and a record."""
-    return [stage for stage in STAGES if (path / stage).is_dir() and (path / "stages" / f"{stage}.json").exists()]
+    """Name the stages that are finished in an output folder, the first first: those with a model and a record."""
+    records = sorted(path.glob("stages/*.json"), key=lambda record: record.stat().st_mtime_ns)
+    return [record.stem for record in records if (path / record.stem).is_dir()]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What the README says can be done, is done."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,16 +10,24 @@ import pytest
 import tiny
 import torch
 import yaml
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
+import hf_distill
 from hf_distill.recipe import find_recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-CODE = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+TEACHERS = (ROOT / "docs" / "teachers.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [block for name, block in re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL) if name == language]
+
+
 COMMANDS = [
     line.split("#")[0].strip()
-    for language, block in CODE
-    if language == "sh"
+    for block in blocks(README, "sh") + blocks(TEACHERS, "sh")
     for line in block.splitlines()
     if line.strip()
 ]
@@ -26,7 +35,7 @@ COMMANDS = [
 
 def test_the_snippet_runs(monkeypatch):
     """Whoever copies it must not meet an error; only the two names of the Hub are replaced by local folders."""
-    (snippet,) = [block for language, block in CODE if language == "python"]
+    (snippet,) = blocks(README, "python")
     teacher = tiny.bert(0, num_layers=3, initializer_range=0.5).eval()
     tokenizer = tiny.tokenizer()
     tokenizer.save_pretrained("teacher")
@@ -65,6 +74,14 @@ def test_each_command_exists(command):
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
+    elif words[0] == "accelerate":
+        assert words[1:3] == ["launch", "--config_file"]
+        assert (ROOT / words[3]).is_file()
+        assert words[4:7] == ["-m", "hf_distill", "train"]
+        load_recipe(words[7])
+    elif words[0] == "sbatch":
+        assert (ROOT / words[1]).is_file()
+        load_recipe(words[2])
     else:
         assert words[0] == "hf-distill"
         if words[1] in ("train", "check"):
@@ -76,7 +93,7 @@ def test_each_command_exists(command):
 
 def test_the_recipe_shown_is_the_one_shipped():
     """Two texts of one recipe drift apart."""
-    (shown,) = [block for language, block in CODE if language == "yaml"]
+    (shown,) = blocks(README, "yaml")
     assert yaml.safe_load(shown) == yaml.safe_load((ROOT / "recipes/text/sst2_minilm.yaml").read_text())
 
 
@@ -85,3 +102,55 @@ def test_files_that_it_names_exist():
     named = set(re.findall(r"\]\(([^)#:]+)\)", README)) | set(re.findall(r"`((?:recipes|benchmarks)/[\w/.]+)`", README))
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("fragment", blocks(TEACHERS, "yaml"))
+def test_a_part_of_a_recipe_that_the_docs_show_is_one(fragment, tmp_path):
+    """A key that was renamed, or that never was."""
+    base = yaml.safe_load((ROOT / "recipes/text/sst2_minilm.yaml").read_text())
+    if "student" not in fragment:
+        base["student"] = {"model": "your-name/small"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**base, **yaml.safe_load(fragment)}))
+    assert load_recipe(tmp_path / "recipe.yaml").teachers
+
+
+@pytest.mark.parametrize("snippet", blocks(TEACHERS, "python"))
+def test_a_snippet_of_the_docs_trains(snippet):
+    """An argument of another name."""
+    specialist = tiny.bert(3, id2label={0: "red", 1: "green", 2: "dustbin"}, label2id={})
+    backend = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
+    ids = backend["model"]["vocab"]
+    ids["good"], ids["bad"] = ids["bad"], ids["good"]
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=32,
+    )
+    texts = ["a good film", "a bad plot", "very dull", "great and funny"] * 2
+    data = datasets.Dataset.from_dict({"text": texts, "labels": [0, 1, 2, 0] * 2})
+    names = {name: getattr(hf_distill, name) for name in hf_distill.__all__}
+    known = {
+        **names,
+        "student": tiny.bert(0),
+        "teacher": tiny.bert(1),
+        "first": tiny.bert(1),
+        "second": tiny.distilbert(2),
+        "generalist": tiny.bert(1),
+        "model": specialist,
+        "probabilities": torch.rand(50, 6, generator=torch.Generator().manual_seed(0)).softmax(-1),
+        "tokenizer": tiny.tokenizer(),
+        "teacher_tokenizer": other,
+        "data": data.map(lambda rows: tiny.tokenizer()(rows["text"]), batched=True),
+        "args": hf_distill.DistillationConfig("out", use_cpu=True, max_steps=2, save_strategy="no", disable_tqdm=True),
+    }
+    exec(compile(snippet, "teachers.md", "exec"), known)
+    known["trainer"].train()
+    assert known["trainer"].state.global_step == 2
+
+
+def test_the_docs_show_something():
+    """Two empty lists would pass the last two tests."""
+    assert len(blocks(TEACHERS, "yaml")) >= 3
+    assert len(blocks(TEACHERS, "python")) >= 3

@@ -10,11 +10,7 @@ def results_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """
     names = list(results.student.metrics)
     header = ["model", *names, "of teacher", "parameters", "MiB", "train s"]
-    rows = [
-        [role, *_cells(model, names, results.teacher)]
-        for role, model in (("teacher", results.teacher), ("student", results.student), ("baseline", results.baseline))
-        if model is not None
-    ]
+    rows = [[role, *_cells(model, names, results.teacher)] for role, model in results.models.items()]
     return header, rows
 
 
@@ -38,4 +34,6 @@ def _cells(model: ModelResult, names: list[str], teacher: ModelResult) -> list[s
     first = names[0]
     share = f"{model.metrics[first] / teacher.metrics[first]:.1%}" if teacher.metrics[first] else "-"
     seconds = "-" if model.train_seconds is None else f"{model.train_seconds:.1f}"
-    return [*values, share, f"{model.num_parameters:,}", f"{model.size_mib:.2f}", seconds]
+    parameters = "-" if model.num_parameters is None else f"{model.num_parameters:,}"
+    size = "-" if model.size_mib is None else f"{model.size_mib:.2f}"
+    return [*values, share, parameters, size, seconds]

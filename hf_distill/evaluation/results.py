@@ -1,7 +1,7 @@
 """What a run found, and its form on disk."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ class ModelResult:
 
     Attributes:
         metrics: by name; accuracy and F1 from 0 to 1.
-        num_parameters: all of them, trainable or not.
-        size_mib: of the weights, in MiB.
+        num_parameters: all of them, trainable or not, of several teachers together; None for a teacher that is a
+            column of the data.
+        size_mib: of the weights, in MiB; None likewise.
         train_seconds: time spent in training, restarts included; None for a model that came ready.
     """
 
     metrics: dict[str, float]
-    num_parameters: int
-    size_mib: float
+    num_parameters: int | None
+    size_mib: float | None
     train_seconds: float | None
 
 
@@ -38,6 +39,8 @@ class Results:
             all of it. None without a baseline, or if the teacher is not better than the baseline.
         environment: versions and hardware.
         data: rows of each split, and the part of the training rows that has no label.
+        teachers: each of several teachers alone, by name; `teacher` is then all of them together.
+        stages: the students on the way to the last one, by name.
     """
 
     task: str
@@ -49,6 +52,14 @@ class Results:
     gap_closed: float | None
     environment: dict[str, str]
     data: dict[str, Any]
+    teachers: dict[str, ModelResult] = field(default_factory=dict)
+    stages: dict[str, ModelResult] = field(default_factory=dict)
+
+    @property
+    def models(self) -> dict[str, ModelResult]:
+        """Return all models by name, in the order in which they learn from each other."""
+        of_run = {"teacher": self.teacher, **self.stages, "student": self.student, "baseline": self.baseline}
+        return {**self.teachers, **{name: model for name, model in of_run.items() if model is not None}}
 
     def to_json(self) -> str:
         """Return the text of results.json."""
@@ -61,6 +72,8 @@ class Results:
         for role in ("teacher", "student", "baseline"):
             if fields[role] is not None:
                 fields[role] = ModelResult(**fields[role])
+        for group in ("teachers", "stages"):
+            fields[group] = {name: ModelResult(**model) for name, model in fields.get(group, {}).items()}
         return cls(**fields)
 
     @classmethod

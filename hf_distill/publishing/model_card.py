@@ -1,6 +1,6 @@
 """The model card: from a recipe and its results alone, with no network and no model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,14 @@ def model_card(recipe: Mapping[str, Any], results: Results, command: str) -> Mod
         results: what the run found.
         command: what repeats the run.
     """
-    data, teacher, student, training = (recipe[key] for key in ("data", "teacher", "student", "training"))
+    data, student, training = (recipe[key] for key in ("data", "student", "training"))
+    teachers = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
     source = data["dataset"] or Path(data["path"]).name
     hub_data = data["dataset"] if data["dataset"] and ":" not in data["dataset"] else None
-    alpha = training.get("alpha", 0.1)
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag=results.task,
-        base_model=_hub_id(teacher["model"]),
+        base_model=next((_hub_id(teacher["model"]) for teacher in teachers if _hub_id(teacher["model"])), None),
         datasets=[hub_data] if hub_data else None,
         metrics=[name for name in recipe["metrics"] if name in results.student.metrics],
         tags=["knowledge-distillation", "distillation"],
@@ -44,7 +44,7 @@ def model_card(recipe: Mapping[str, Any], results: Results, command: str) -> Mod
         template_path=str(template_path()),
         recipe=results.recipe,
         task_words=results.task.replace("-", " ").capitalize(),
-        teacher_words=_model_words(teacher),
+        teacher_words=_teacher_words(teachers, recipe.get("stages", [])),
         student_words=_model_words(student),
         table=markdown_table(results),
         summary=summary(results),
@@ -55,14 +55,34 @@ def model_card(recipe: Mapping[str, Any], results: Results, command: str) -> Mod
         judged_split=_judged_split(data),
         moment="the best evaluation" if training.get("load_best_model_at_end") else "the last step",
         seed=training.get("seed", 42),
-        alpha=alpha,
-        soft_weight=round(1 - alpha, 10),
-        temperature=training.get("temperature", 4.0),
+        objective=_objective(training),
         training=_training_words(training, data["augment"]),
-        teacher_training=_training_words(teacher["training"], teacher["augment"] or data["augment"]),
+        teacher_training="; ".join(
+            dict.fromkeys(_training_words(each["training"], each["augment"] or data["augment"]) for each in teachers)
+        ),
         environment=", ".join(f"{name} {version}" for name, version in results.environment.items()),
         command=command,
     )
+
+
+def _teacher_words(teachers: Sequence[Mapping[str, Any]], stages: Sequence[Mapping[str, Any]]) -> str:
+    words = [_model_words(teacher) for teacher in teachers]
+    text = words[0] if len(words) == 1 else f"{len(words)} teachers ({'; '.join(words)})"
+    return text + "".join(f", by way of {_model_words(stage)}" for stage in stages)
+
+
+def _objective(training: Mapping[str, Any]) -> str:
+    """Return the formula with its numbers; what moves during the training stands as `start to end`."""
+    alpha, alpha_end = training.get("alpha", 0.1), training.get("alpha_end")
+    soft, temperature = round(1 - alpha, 10), training.get("temperature", 4.0)
+    temperature_end = training.get("temperature_end")
+    if alpha_end is not None:
+        alpha, soft = f"({alpha} to {alpha_end})", f"({soft} to {round(1 - alpha_end, 10)})"
+    if temperature_end is not None:
+        temperature = f"{temperature} to {temperature_end}"
+    schedule = training.get("schedule", "constant")
+    how = "" if schedule == "constant" else f", {schedule} schedule"
+    return f"{alpha} x label loss + {soft} x T^2 KL(teacher / T, student / T), T = {temperature}{how}"
 
 
 def _judged_split(data: Mapping[str, Any]) -> str:
@@ -79,6 +99,8 @@ def _hub_id(model: str | None) -> str | None:
 def _model_words(section: Mapping[str, Any]) -> str:
     if section.get("from_teacher"):
         return f"layers {', '.join(map(str, section['from_teacher']['layers']))} of it"
+    if section.get("column"):
+        return f"the column `{section['column']}` of the data"
     if section["model"]:
         return f"`{_hub_id(section['model']) or Path(section['model']).name}`"
     config = section["config"]
