@@ -37,7 +37,7 @@ class Reader:
         max_length: tokens kept of a text.
         segments: whether one of them reads which of two texts a token belongs to.
         num_channels: of their images.
-        prepared: their tokenized splits by role, as they are needed.
+        prepared: their tokenized splits by role and column of soft targets, as they are needed.
     """
 
     processor: Any
@@ -45,7 +45,7 @@ class Reader:
     max_length: int | None = None
     segments: bool = False
     num_channels: int = 3
-    prepared: dict[str, datasets.Dataset] = field(default_factory=dict)
+    prepared: dict[tuple[str, str | None], datasets.Dataset] = field(default_factory=dict)
 
 
 class Inputs:
@@ -84,7 +84,9 @@ class Inputs:
         """Return how the model of a section reads."""
         source = self._source(section)
         if source is None:
-            # A student that is made of its teacher, or new, reads as the first model does that says how it does.
+            if isinstance(section, Student) and section.from_teacher is not None:
+                return self.reader(self._teacher_of(section))  # it has that one's embeddings
+            # A new model reads as the first one does that says how it does.
             found = (other for other in self._models if other is not section and self._source(other) is not None)
             other = next(found, None)
             if other is not None:
@@ -101,6 +103,7 @@ class Inputs:
         augment: Augment | None = None,
         seed: int = 42,
         teachers: Sequence[Reader] = (),
+        soft_targets: str | None = None,
     ) -> Any:
         """Return a split for a model.
 
@@ -110,7 +113,9 @@ class Inputs:
             augment: random changes to its images.
             seed: decides these changes.
             teachers: readers of those that teach it.
+            soft_targets: the column that teaches it, if one does; no other is kept.
         """
+        kept = () if soft_targets is None else (soft_targets,)
         columns, rows = self._splits.columns.inputs, self._splits.named()[role]
         if not self._recipe.is_text:
             changes = augment.model_dump() if augment is not None else {}
@@ -121,15 +126,23 @@ class Inputs:
                 num_channels=reader.num_channels,
                 seed=seed,
                 teacher_processors=[other.processor for other in distinct(teachers, reader)],
+                kept=kept,
                 **changes,
             )
-        if role not in reader.prepared:
-            tokenizer, limit, segments = reader.processor, reader.max_length, reader.segments or None
-            if self._recipe.task == "token-classification":
-                reader.prepared[role] = tokenize_words(rows, tokenizer, columns[0], limit, segments=segments)
-            else:
-                reader.prepared[role] = tokenize_text(rows, tokenizer, columns, limit, segments=segments)
-        return reader.prepared[role]
+        if (role, soft_targets) not in reader.prepared:
+            tokenizer, limit = reader.processor, reader.max_length
+            options: dict[str, Any] = {"segments": reader.segments or None, "kept": kept}
+            reader.prepared[role, soft_targets] = (
+                tokenize_words(rows, tokenizer, columns[0], limit, **options)
+                if self._recipe.task == "token-classification"
+                else tokenize_text(rows, tokenizer, columns, limit, **options)
+            )
+        return reader.prepared[role, soft_targets]
+
+    def _teacher_of(self, section: Student) -> Section:
+        """Return whose layers a student is made of: the student's before it, or the first teacher's."""
+        place = next(i for i, student in enumerate(self._recipe.students) if student is section)
+        return self._recipe.students[place - 1] if place else self._recipe.teachers[0]
 
     def _source(self, section: Section) -> Any:
         """Return where a model's processor comes from: an id and a revision, or the size of its images, or nowhere."""
@@ -149,7 +162,7 @@ class Inputs:
             processor = _load(auto_class, source[0], source[1], section.trust_remote_code)
         else:
             processor = self._image_processor(source)
-        known = next((known for known in self._readers if difference(known.processor, processor) is None), None)
+        known = next((known for known in self._readers if _are_alike(known.processor, processor)), None)
         if known is not None:
             known.segments |= _has_segments(processor)
             return known
@@ -199,6 +212,11 @@ def distinct(teachers: Sequence[Reader], student: Reader) -> list[Reader]:
         if reader is not student and not any(reader is known for known in found):
             found.append(reader)
     return found
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    # Of tokenizers that differ only in what one has and the other lacks, `difference` finds none seen from one side.
+    return difference(one, other) is None and difference(other, one) is None
 
 
 def _has_segments(processor: Any) -> bool:

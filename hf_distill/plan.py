@@ -60,7 +60,7 @@ def _teacher(section: Teacher, recipe: Recipe) -> str:
 def _students(recipe: Recipe) -> list[tuple[str, str]]:
     lines = []
     for stage, section in recipe.student_stages().items():
-        training = recipe.training | (section.training if isinstance(section, Stage) else {})
+        training = _training_of(section, recipe)
         shown = []
         for name, default in (("alpha", 0.1), ("temperature", 4.0)):
             end = training.get(f"{name}_end")
@@ -69,36 +69,39 @@ def _students(recipe: Recipe) -> list[tuple[str, str]]:
     return lines
 
 
+def _training_of(section: Student, recipe: Recipe) -> dict[str, Any]:
+    return recipe.training | (section.training if isinstance(section, Stage) else {})
+
+
 def _placement(recipe: Recipe) -> list[tuple[str, str]]:
     """Say where the models would live on this machine, and how much memory each would need there."""
     training = recipe.training
-    use_cpu = bool(training.get("use_cpu", False))
     where = training.get("teacher_placement", "same")
     quantization = training.get("teacher_quantization")
     dtype = training.get("teacher_dtype") or "float32"
     lines = []
-    optimizer = str(training.get("optim", "adamw_torch"))
     loggers = (transformers.logging, huggingface_hub.utils.logging)
     verbosities = [logger.get_verbosity() for logger in loggers]
     for logger in loggers:
         logger.set_verbosity_error()
     try:
         model: nn.Module | None = None
-        for section in recipe.teachers:
+        for number, section in enumerate(recipe.teachers, start=1):
             if section.column is not None:
                 continue
+            name = "teacher" if len(recipe.teachers) == 1 else f"teacher {number}"
             model_here = _on_meta(section, recipe, None)
             model = model_here if model is None else model
             shown = quantization or dtype
             weights = getattr(torch, dtype if dtype != "auto" else str(model_here.dtype).removeprefix("torch."))
             needed = memory_needed(model_here, weights, is_trained=False, quantization=quantization)
-            place = device_name(where, use_cpu=use_cpu)
-            lines.append(("memory", f"teacher on {place}: {needed['weights']:,.1f} MiB of weights ({shown})"))
+            place = device_name(where, use_cpu=bool(training.get("use_cpu", False)))
+            lines.append(("memory", f"{name} on {place}: {needed['weights']:,.1f} MiB of weights ({shown})"))
             if section.training is not None:
-                lines.append(_trained("teacher, in its training,", model_here, optimizer, use_cpu))
+                lines.append(_trained(f"{name}, in its training,", model_here, section.training))
         for stage, student in recipe.student_stages().items():
             model = _on_meta(student, recipe, model)
-            lines.append(_trained(stage, model, optimizer, use_cpu))
+            lines.append(_trained(stage, model, _training_of(student, recipe)))
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         lines.append(("memory", f"not known, since a model's config cannot be read: {reason}"))
@@ -108,7 +111,8 @@ def _placement(recipe: Recipe) -> list[tuple[str, str]]:
     return lines
 
 
-def _trained(name: str, model: nn.Module, optimizer: str, use_cpu: bool) -> tuple[str, str]:
+def _trained(name: str, model: nn.Module, training: dict[str, Any]) -> tuple[str, str]:
+    optimizer, use_cpu = str(training.get("optim", "adamw_torch")), bool(training.get("use_cpu", False))
     needed = memory_needed(model, torch.float32, is_trained=True, optimizer=optimizer)
     parts = " + ".join(f"{size:,.1f}" for size in needed.values())
     place = device_name("same", use_cpu=use_cpu)

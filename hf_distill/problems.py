@@ -138,6 +138,8 @@ OF_DISTILLATION = (
     "teacher_revision",
     "teacher_weights",
 )
+# These say something of the teachers that a recipe names; a later student is taught by the one before it.
+OF_THE_FIRST_TEACHERS = ("teacher_combination", "teacher_label_map", "teacher_weights")
 _OF_THE_RUN = {
     "output_dir": "is the run's own: set output_dir at the top of the recipe",
     "push_to_hub": "is not done from a recipe: publish the folder student/ of the finished run",
@@ -202,7 +204,9 @@ def _value_problems(key: str, value: Any, hint: Any) -> list[str]:
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested mappings by their dotted keys."""
+    """Return the values of nested mappings, and of lists of these, by their dotted keys."""
+    if isinstance(values, list) and values and all(isinstance(value, dict) for value in values):
+        values = dict(enumerate(values))
     if isinstance(values, dict):
         return {k: v for name, value in values.items() for k, v in flat(value, f"{prefix}{name}.").items()}
     return {prefix.rstrip("."): values}

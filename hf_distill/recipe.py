@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from hf_distill.problems import NUMBER, ONE, SEVERAL, described, flat, numbers_as_text, training_problems
+from hf_distill.problems import (
+    NUMBER,
+    OF_THE_FIRST_TEACHERS,
+    ONE,
+    SEVERAL,
+    described,
+    flat,
+    numbers_as_text,
+    training_problems,
+)
 
 _BUNDLED = Path(__file__).parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent / "recipes"  # in a clone
@@ -100,7 +109,8 @@ class Teacher(_Section):
             raise ValueError("a teacher made from a config knows nothing yet: give it training: {...}")
         if self.specialist is not None and (self.model is None or self.training is not None):
             raise ValueError("a specialist must be a ready model: give it model, and no training")
-        if self.column is not None and self.model_fields_set - {"column"}:
+        others = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        if self.column is not None and others != {"column"}:
             raise ValueError("a column of the data is no model: leave out all but column")
         return _exactly_one(self, "model", "config", "column")
 
@@ -406,22 +416,28 @@ def _conflicts(recipe: Recipe) -> list[str]:
         problems.append("teacher: specialists teach beside a teacher that knows all labels: add one to the list")
     first, training = recipe.teachers[0], recipe.training
     if recipe.students[0].from_teacher is not None and (first.column is not None or first.specialist is not None):
-        problems.append("student.from_teacher: the first teacher is no model of all labels: use model or config")
+        key = "stages.0" if recipe.stages else "student"
+        problems.append(f"{key}.from_teacher: the first teacher is no model of all labels: use model or config")
     if all(teacher.training is not None for teacher in recipe.teachers) and training.get("teacher_label_map"):
         problems.append("training.teacher_label_map: has no effect, a teacher trained here has the data's labels")
-    for key in ("teacher_weights", "teacher_combination"):
-        if training.get(key) is not None and len(generalists) < 2:
-            problems.append(f"training.{key}: has no effect with one teacher")
-    weights = training.get("teacher_weights")
-    if isinstance(weights, list) and len(generalists) > 1 and len(weights) != len(generalists):
-        problems.append(
-            f"training.teacher_weights: expected a number for each of the {len(generalists)} teachers that are no "
-            f"specialists, got {len(weights)}"
-        )
-    for key, settings in {
-        "training": training,
-        **{f"stages.{i}.training": s.training for i, s in enumerate(recipe.stages)},
-    }.items():
+    sections = {"training": training} | {f"stages.{i}.training": s.training for i, s in enumerate(recipe.stages)}
+    for section, settings in sections.items():
+        for key in ("teacher_weights", "teacher_combination"):
+            if settings.get(key) is not None and len(generalists) < 2:
+                problems.append(f"{section}.{key}: has no effect with one teacher")
+        weights = settings.get("teacher_weights")
+        if isinstance(weights, list) and len(generalists) > 1 and len(weights) != len(generalists):
+            problems.append(
+                f"{section}.teacher_weights: expected a number for each of the {len(generalists)} teachers that are "
+                f"no specialists, got {len(weights)}"
+            )
+    for i, stage in enumerate(recipe.stages[1:], start=1):
+        problems += [
+            f"stages.{i}.training.{key}: has no effect, this one is taught by the stage before it"
+            for key in OF_THE_FIRST_TEACHERS
+            if key in stage.training
+        ]
+    for key, settings in sections.items():
         if settings.get("alpha") == 1 and settings.get("alpha_end") in (None, 1):
             problems.append(
                 f"{key}.alpha: 1 leaves the teacher out, and a recipe is for distillation; 0 to 0.9 is usual"

@@ -28,7 +28,7 @@ from hf_distill.evaluation.measuring import Metrics, agreement
 from hf_distill.evaluation.results import ModelResult, Results, gap_closed
 from hf_distill.inputs import Inputs, Section
 from hf_distill.models.auto import AUTO_CLASSES
-from hf_distill.problems import OF_DISTILLATION
+from hf_distill.problems import OF_DISTILLATION, OF_THE_FIRST_TEACHERS
 from hf_distill.publishing.model_card import model_card
 from hf_distill.recipe import Augment, Recipe, Stage, Student, Teacher, command_for
 from hf_distill.students.building import model_from_checkpoint, model_from_config, set_labels, student_from_teacher
@@ -120,16 +120,18 @@ class _Run:
             )
         self._rehearse()
         if PartialState().is_main_process:
-            self.workspace.begin(fingerprint(self.splits))
+            self.workspace.begin(fingerprint(self.splits, self.recipe.teachers[0].column))
         PartialState().wait_for_everyone()
         members = self._members()
-        judged, labels = self._judged(members)
+        judged, answered = self._judged(members)
         teacher_logits = judged.popitem()[1]  # all of them together come last
-        teacher = self._measured([member.model for member in members], teacher_logits, labels, _total_seconds(members))
-        generalists = [member for member in members if not _is_specialist(member)]
+        teacher = self._measured(
+            [member.model for member in members], teacher_logits, answered, _total_seconds(members)
+        )
+        generalists = [place for place, member in enumerate(members) if not _is_specialist(member)]
         each = {
-            f"teacher-{place + 1}": self._measured([member.model], logits, labels, member.seconds)
-            for place, (member, logits) in enumerate(zip(generalists, judged.values(), strict=False))
+            f"teacher-{place + 1}": self._measured([members[place].model], logits, answered, members[place].seconds)
+            for place, logits in zip(generalists, judged.values(), strict=False)  # one alone is not judged apart
         }
         students: dict[str, ModelResult] = {}
         for stage, section in self.recipe.student_stages().items():
@@ -152,7 +154,7 @@ class _Run:
             teacher=teacher,
             student=student,
             baseline=baseline,
-            agreement=agreement(logits, teacher_logits, labels),
+            agreement=agreement(*_of_the_same(logits, labels, teacher_logits, answered)),
             gap_closed=None
             if baseline is None
             else gap_closed(*(model.metrics[first] for model in (teacher, student, baseline))),
@@ -177,7 +179,7 @@ class _Run:
             members = []
             for section in self.recipe.teachers:
                 model = self._new_model(section) if section.training is not None else self._ready_teacher(section)
-                self._check_labels(section, model)
+                self._check_teacher(section, model)
                 members.append(_Member(section, model, None, None))
             for stage, student in self.recipe.student_stages().items():
                 args = _arguments(self.recipe, stage, self.workspace.checkpoints(stage))
@@ -192,21 +194,56 @@ class _Run:
         finally:
             transformers.logging.set_verbosity(verbosity)
 
-    def _check_labels(self, section: Teacher, model: PreTrainedModel | None) -> None:
-        if model is None:
-            column = str(section.column)
-            without = [role for role, rows in self.splits.named().items() if column not in rows.column_names]
-            if without:
+    def _check_teacher(self, section: Teacher, model: PreTrainedModel | None) -> None:
+        """Raise ValueError if a teacher has nothing to say of the data's labels; of several, say which one."""
+        count = len(self.recipe.teachers)
+        try:
+            if model is None:
+                self._check_column(str(section.column))
+            else:
+                self._check_labels(section, model)
+        except ValueError as error:
+            if count == 1:
+                raise
+            place = next(i for i, teacher in enumerate(self.recipe.teachers) if teacher is section)
+            raise ValueError(f"teacher {place + 1} of {count}: {error}") from error
+
+    def _check_column(self, column: str) -> None:
+        named, num_labels = self.splits.named(), len(self.splits.label_names)
+        num_dimensions = 2 if self.recipe.task == "token-classification" else 1
+        for role, rows in named.items():
+            if column not in rows.column_names:
                 raise ValueError(
-                    f"teacher.column: the {without[0]} split has no column {column}: every split needs it, "
-                    "that of the results too"
+                    f"teacher.column: the {role} split has no column {column}: every split needs it, that of the "
+                    "results too"
                 )
-        elif section.specialist is not None:
-            names = names_in_order(model.config.id2label)
+            first = next((row[column] for row in rows.select_columns(column) if row[column] is not None), None)
+            if first is None:
+                raise ValueError(f"teacher.column: no row of the {role} split has {column}")
+            shape = np.shape(first)
+            if len(shape) != num_dimensions or shape[-1] != num_labels:
+                expected = f"{num_labels} numbers in a row" if num_dimensions == 1 else f"{num_labels} for each token"
+                raise ValueError(
+                    f"teacher.column: {column} of the {role} split has the shape {shape} in a row, expected "
+                    f"{expected}, in the order {', '.join(self.splits.label_names)}"
+                )
+
+    def _check_labels(self, section: Teacher, model: PreTrainedModel) -> None:
+        names, problem_type = names_in_order(model.config.id2label), model.config.problem_type
+        if problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"the problem_type of {section.model} is {problem_type}, and a recipe's is "
+                "single_label_classification: distill it in Python, with DistillationTrainer"
+            )
+        if section.specialist is not None:
             specialist_columns(names, self.splits.label_names, section.specialist.dustbin)
-        elif len(self.recipe.teachers) == 1:
-            label_map = self.recipe.training.get("teacher_label_map")
-            align_labels(names_in_order(model.config.id2label), self.splits.label_names, label_map)
+            return
+        label_map = self.recipe.training.get("teacher_label_map")
+        if len(self.recipe.teachers) > 1 and {n.casefold() for n in names} == {
+            n.casefold() for n in self.splits.label_names
+        }:
+            label_map = None  # the map is for the others
+        align_labels(names, self.splits.label_names, label_map)
 
     def _members(self) -> list[_Member]:
         """Return the teachers, trained first if the recipe says so."""
@@ -357,7 +394,10 @@ class _Run:
     ) -> Any:
         readers = [self.inputs.reader(member.section) for member in members if member.model is not None]
         seed = 42 if args is None else args.seed
-        return self.inputs.rows(self.inputs.reader(section), role, augment=augment, seed=seed, teachers=readers)
+        column = next((name for name in map(_column_of, members) if name is not None), None)
+        return self.inputs.rows(
+            self.inputs.reader(section), role, augment=augment, seed=seed, teachers=readers, soft_targets=column
+        )
 
     def _load(self, folder: Path) -> PreTrainedModel:
         return AUTO_CLASSES[self.recipe.task].from_pretrained(str(folder), dtype=torch.float32)
@@ -365,11 +405,14 @@ class _Run:
     # ---- Results ----
 
     def _judged(self, members: Sequence[_Member]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Return the logits of each teacher and, last, of all together, for the rows judged on; and their labels."""
+        """Return the logits of each teacher and, last, of all together, for the rows judged on; and their labels.
+
+        A label is -100 where it is missing, and where the teacher has no answer.
+        """
         stage, section = next(iter(self.recipe.student_stages().items()))
         args = _arguments(self.recipe, stage, self.workspace.checkpoints(stage), **_NOT_TRAINING)
-        trainer = self._trainer(section, self._student(section, members), members, args)
         rows = self._rows(section, self.inputs.judged_role, members)
+        trainer = self._trainer(section, self._student(section, members), members, args, eval_dataset=rows)
         logits, labels = trainer.predict_with_teacher(rows)
         assert labels is not None  # data whose rows to judge on have no label are refused
         return logits, labels
@@ -436,6 +479,8 @@ def _arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> Distil
     chosen = dict(section.training or {}) if isinstance(section, Teacher) else dict(recipe.training)
     if isinstance(section, Stage):
         chosen |= section.training
+    if isinstance(section, Student) and section is not recipe.students[0]:  # its teacher is the student before it
+        chosen = {name: value for name, value in chosen.items() if name not in OF_THE_FIRST_TEACHERS}
     if not isinstance(section, Student):
         chosen = {name: value for name, value in chosen.items() if name not in OF_DISTILLATION} | {"alpha": 1.0}
     return DistillationConfig(**{**settings, **chosen, **fixed, "output_dir": str(folder)})
@@ -450,6 +495,10 @@ _NOT_TRAINING = {
     "bf16_full_eval": False,
     "fp16_full_eval": False,
 }
+
+
+def _column_of(member: _Member) -> str | None:
+    return member.section.column if isinstance(member.section, Teacher) else None
 
 
 def _is_specialist(member: _Member) -> bool:
@@ -512,6 +561,29 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "hardware": hardware,
     }
+
+
+def _of_the_same(
+    logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray, answered: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what student and teacher say of the same rows, or words, `(count, num_labels)`.
+
+    Their tokens may be others, but the labelled ones are the first of each word in both, in the same order; a row may
+    be cut off sooner for one of the two.
+    """
+    if logits.ndim == 2:
+        both = ~((answered == MISSING_LABEL) & (labels != MISSING_LABEL))
+        return logits[both], teacher_logits[both]
+    of_student, of_teacher = [], []
+    for row in range(len(logits)):
+        words, same_words = (
+            logits[row][labels[row] != MISSING_LABEL],
+            teacher_logits[row][answered[row] != MISSING_LABEL],
+        )
+        count = min(len(words), len(same_words))
+        of_student.append(words[:count])
+        of_teacher.append(same_words[:count])
+    return np.concatenate(of_student), np.concatenate(of_teacher)
 
 
 def _best(checkpoint: Checkpoint, args: DistillationConfig) -> Path:

@@ -227,7 +227,7 @@ class TestBadInput:
             ("data.eval_split=dev", "data.eval_split: the data have no split 'dev', only train, validation"),
             ("data.train_split=train[:0]", "data.train_split: split 'train[:0]' has no rows, train has 16"),
             ("teacher.model=nowhere", "cannot load the teacher 'nowhere': "),
-            ("student.model=nowhere", "cannot load a tokenizer from 'nowhere': "),
+            ("student.model=nowhere", "cannot load the model 'nowhere': "),
             ("student.config={model_type: brt}", "config.model_type 'brt' is not one that Transformers knows"),
             ("student.from_teacher.layers=[7]", "from_teacher.layers must name some of the teacher's layers 0 to 1"),
             ("metrics=[acuracy]", "metrics: cannot load 'acuracy': "),

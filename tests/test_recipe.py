@@ -9,6 +9,7 @@ from hf_distill.recipe import (
     Recipe,
     RecipeError,
     bundled_recipes,
+    command_for,
     differences,
     find_recipe,
     load_recipe,
@@ -135,7 +136,7 @@ class TestProblems:
     def test_a_key_unlike_any_other_is_shown_those_that_there_are(self):
         """A key that is ignored changes nothing, and nobody knows."""
         assert problems(("baseline: true", "qqq: 1")) == [
-            "qqq: unknown key; known are task, data, teacher, student, baseline, training, metrics, output_dir"
+            "qqq: unknown key; known are task, data, teacher, stages, student, baseline, training, metrics, output_dir"
         ]
         assert problems(("alpha: 0.1", "qqq: 1")) == [
             "training.qqq: unknown key; known are the fields of transformers' TrainingArguments"
@@ -366,7 +367,10 @@ class TestOverrides:
             ("=3", "override '=3': expected key=value"),
             ("data.path=[x", "override 'data.path=[x': the value is not valid YAML"),
             ("output_dir.x=3", "override 'output_dir.x=3': output_dir is 'runs/x' and has no keys below it"),
-            ("metrics.0=f1", "override 'metrics.0=f1': metrics is ['accuracy', 'f1'] and has no keys below it"),
+            (
+                "metrics.7=f1",
+                "override 'metrics.7=f1': metrics is a list of 2: name one by its number, metrics.0",
+            ),
             ("trainin.alpha=0.3", "trainin: unknown key; did you mean training?"),
             ("training.alpha=2", "training.alpha: must be in [0, 1], got 2."),
             ("training={alpha: 3e-4}", "training.alpha: expected a valid number, got '3e-4' as text"),
@@ -411,3 +415,145 @@ class TestBundled:
         assert recipe_name("vision/digits") == "vision/digits"
         assert recipe_name(bundled_recipes()["vision/digits"]) == "vision/digits"
         assert recipe_name(write()) == "x"
+
+
+def change(**sections) -> Recipe:
+    """Load the form of the documentation with other sections, given as values."""
+    values = {**yaml.safe_load(FORM), **sections}
+    Path("x.yaml").write_text(yaml.safe_dump({name: value for name, value in values.items() if value is not None}))
+    return load_recipe("x.yaml")
+
+
+def lines_of(**sections) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        change(**sections)
+    return [line.removeprefix("x.yaml: ") for line in str(caught.value).splitlines()]
+
+
+class TestSeveralTeachersAndStages:
+    READY, TRAINED = {"model": "a/b"}, {"model": "c/d", "training": {"seed": 1}}
+
+    def test_one_teacher_or_a_list(self):
+        """A list of one that is another run than the same teacher alone, or the stages in another order."""
+        recipe = change(teacher=[self.READY, self.TRAINED, self.TRAINED], stages=[{"from_teacher": {"layers": [0]}}])
+        assert [teacher.model for teacher in recipe.teachers] == ["a/b", "c/d", "c/d"]
+        assert list(recipe.teacher_stages()) == ["teacher-2", "teacher-3"]
+        assert recipe.stage_names() == ["teacher-2", "teacher-3", "stage-1", "student", "baseline"]
+        assert list(change(teacher=self.TRAINED).teacher_stages()) == ["teacher"]
+        assert list(change(teacher=[self.TRAINED]).teacher_stages()) == ["teacher-1"]
+
+    @pytest.mark.parametrize(
+        "sections",
+        [
+            {"teacher": [{"model": "a/b"}, {"model": "c/d", "specialist": {"oversampling": 9}}]},
+            {"teacher": {"column": "teacher_probs"}, "student": {"model": "a/b"}},
+            {"stages": [{"model": "a/b", "training": {"alpha": 0.5}}]},
+        ],
+    )
+    def test_written_out_and_read_back_it_is_the_same(self, sections):
+        """A run whose own recipe.yaml is refused cannot be resumed."""
+        recipe = change(**sections)
+        Path("out.yaml").write_text(recipe.to_yaml())
+        assert read_resolved(Path("out.yaml")) == load_recipe("out.yaml") == recipe
+
+    def test_overrides_reach_into_lists(self):
+        """A member replaced by its one overridden key, or the other member changed."""
+        Path("x.yaml").write_text(yaml.safe_dump({**yaml.safe_load(FORM), "teacher": [self.READY, self.TRAINED]}))
+        recipe = load_recipe("x.yaml", ["teacher.0.model=e/f", "teacher.1.training.seed=7"])
+        assert [teacher.model for teacher in recipe.teachers] == ["e/f", "c/d"]
+        assert recipe.teachers[1].training == {"seed": 7}
+        recipe = load_recipe("x.yaml", ["teacher.1.config.model_type=bert"])
+        assert (recipe.teachers[1].model, recipe.teachers[1].config) == (None, {"model_type": "bert"})
+        with pytest.raises(RecipeError, match=r"teacher is a list of 2: name one by its number, teacher\.0"):
+            load_recipe("x.yaml", ["teacher.model=e/f"])
+
+    def test_differences_name_the_member(self):
+        """All the teachers written out twice, to say that one seed has changed."""
+        old, new = (change(teacher=[self.READY, {"model": "c/d", "training": {"seed": seed}}]) for seed in (1, 2))
+        assert differences(old, new) == ["teacher.1.training.seed: 1 -> 2"]
+
+    def test_a_command_names_the_member_and_no_path_of_this_machine(self):
+        """A published card with the author's folders, in a command that no shell takes."""
+        recipe = load_recipe(
+            "vision/mnist_ensemble",
+            ["teacher.1.training.seed=5", "teacher.0.model=/home/me/ready", "teacher.0.training=null"],
+        )
+        command = command_for(recipe, "vision/mnist_ensemble")
+        assert command == "hf-distill train vision/mnist_ensemble teacher.0.model=ready teacher.1.training.seed=5"
+
+    @pytest.mark.parametrize(
+        ("sections", "message"),
+        [
+            ({"teacher": []}, "teacher: expected a list of 1 or more, got []"),
+            ({"teacher": [{"modl": "a/b"}]}, "teacher.0.modl: unknown key; did you mean model?"),
+            (
+                {"teacher": [{"model": "a/b", "training": {"alpha": 1}}]},
+                "teacher.0.training.alpha: belongs to the student",
+            ),
+            ({"stages": [{"model": "a/b", "trainin": {}}]}, "stages.0.trainin: unknown key; did you mean training?"),
+            (
+                {"stages": [{"model": "a/b", "training": {"alpha": 2}}]},
+                "stages.0.training.alpha: must be in [0, 1], got 2",
+            ),
+            ({"stages": [{"training": {}}]}, "stages.0: give exactly one of model, config, from_teacher; got none"),
+            (
+                {"teacher": {"column": "soft"}},
+                "teacher.column: expected 'teacher_logits' or 'teacher_probs', got 'soft'",
+            ),
+            ({"teacher": {"column": "teacher_probs", "training": {}}}, "teacher: a column of the data is no model"),
+            (
+                {"teacher": [{"model": "a/b", "specialist": {"oversampling": 0}}]},
+                "teacher.0.specialist.oversampling: exp",
+            ),
+            (
+                {"teacher": {"model": "a/b", "specialist": {}}, "student": {"model": "a/b"}},
+                "teacher: specialists teach beside a teacher that knows",
+            ),
+            (
+                {"teacher": {"config": {"model_type": "bert"}}},
+                "teacher: a teacher made from a config knows nothing yet",
+            ),
+            ({"training": {"teacher_weights": [1, 2]}}, "training.teacher_weights: has no effect with one teacher"),
+            (
+                {"training": {"teacher_combination": "geometric"}},
+                "training.teacher_combination: has no effect with one",
+            ),
+            (
+                {"teacher": [READY, TRAINED], "stages": [{"model": "a/b", "training": {"teacher_weights": [1]}}]},
+                "stages.0.training.teacher_weights: expected a number for each of the 2 teachers",
+            ),
+            (
+                {
+                    "teacher": [READY, TRAINED],
+                    "stages": [{"model": "a/b"}, {"model": "a/b", "training": {"teacher_weights": [1, 2]}}],
+                },
+                "stages.1.training.teacher_weights: has no effect, this one is taught by the stage before it",
+            ),
+            (
+                {
+                    "teacher": {"column": "teacher_probs"},
+                    "stages": [{"from_teacher": {"layers": [0]}, "processor": "a/b"}],
+                },
+                "stages.0.from_teacher: the first teacher is no model of all labels",
+            ),
+        ],
+    )
+    def test_what_is_wrong_is_said_with_its_place_in_the_list(self, sections, message):
+        """Of five teachers, nobody knows which one."""
+        (found,) = lines_of(**sections)
+        assert found.startswith(message)
+
+    def test_schedules_without_an_end_or_an_end_without_a_schedule(self):
+        """Settings that do nothing."""
+        assert lines_of(training={"schedule": "cosine"}) == [
+            "training.schedule: cosine has no end value to move to: set alpha_end or temperature_end."
+        ]
+        assert lines_of(training={"temperature_end": 1.0}) == [
+            "training.temperature_end: has no effect with schedule constant: set schedule to linear or cosine."
+        ]
+        # A stage's fields take the place of single ones of the run's, so they are judged together with these.
+        stage = {"model": "a/b", "training": {"alpha_end": 0.5}}
+        assert change(stages=[stage], training={"schedule": "linear", "temperature_end": 1.0}).stages[0].training
+        assert lines_of(stages=[stage])[0].startswith(
+            "stages.0.training.alpha_end: has no effect with schedule constant"
+        )

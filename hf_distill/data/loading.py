@@ -326,17 +326,22 @@ def reorder_labels(splits: Splits, order: Sequence[int]) -> Splits:
     )
 
 
-def fingerprint(splits: Splits) -> str:
+def fingerprint(splits: Splits, soft_targets: str | None = None) -> str:
     """Return a hash by which changed data are noticed.
 
-    It covers the number of rows, every label, and the inputs of up to 1,000 rows of each split, evenly spaced: enough
-    to notice another version of a data set, and quick on a large one.
+    It covers the number of rows, every label, and the inputs and soft targets of up to 1,000 rows of each split, evenly
+    spaced: enough to notice another version of a data set, and quick on a large one.
+
+    Args:
+        splits: prepared splits.
+        soft_targets: the column of soft targets that is learnt from, if there is one.
     """
+    names = [*splits.columns.inputs, *([] if soft_targets is None else [soft_targets])]
     digest = hashlib.sha256(repr(splits.label_names).encode())
     for role, rows in splits.named().items():
         digest.update(f"{role} {len(rows)}".encode())
         digest.update(repr(list(rows.with_format(None)["labels"])).encode())
-        sample = rows.select(range(0, len(rows), max(1, len(rows) // 1000))).select_columns(list(splits.columns.inputs))
+        sample = rows.select(range(0, len(rows), max(1, len(rows) // 1000))).select_columns(names)
         for name in splits.columns.inputs:
             if isinstance(sample.features[name], Image):
                 sample = sample.cast_column(name, Image(decode=False))

@@ -15,6 +15,7 @@ def tokenize_text(
     max_length: int | None,
     *,
     segments: bool | None = None,
+    kept: tuple[str, ...] = (),
 ) -> Dataset:
     """Tokenize a text or a pair of texts in each row.
 
@@ -25,6 +26,7 @@ def tokenize_text(
         max_length: tokens kept of a row, special tokens included; None is the most that the model takes.
         segments: make `token_type_ids`; None does what the tokenizer does by itself. A teacher may need them where the
             student does not, and to some models (GPT-2) they are harmful.
+        kept: further columns that the rows keep as they are.
 
     Returns:
         rows of the tokenizer's `input_ids`, `attention_mask` and so on, `labels` and `length`, and of the texts, from
@@ -36,7 +38,7 @@ def tokenize_text(
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=segments)
         return {**encoded, "labels": batch["labels"], "length": [len(ids) for ids in encoded["input_ids"]]}
 
-    return dataset.map(tokenize, batched=True, remove_columns=_others(dataset, columns), desc="Tokenizing")
+    return dataset.map(tokenize, batched=True, remove_columns=_others(dataset, (*columns, *kept)), desc="Tokenizing")
 
 
 def tokenize_words(
@@ -46,6 +48,7 @@ def tokenize_words(
     max_length: int | None,
     *,
     segments: bool | None = None,
+    kept: tuple[str, ...] = (),
 ) -> Dataset:
     """Tokenize rows of words, and give each word's label to its first piece.
 
@@ -57,6 +60,7 @@ def tokenize_words(
         column: the column of the words.
         max_length: as in `tokenize_text`.
         segments: as in `tokenize_text`.
+        kept: as in `tokenize_text`.
 
     Raises:
         ValueError: the tokenizer is slow, or a row has not as many labels as words.
@@ -89,7 +93,7 @@ def tokenize_words(
         return {**encoded, "labels": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
 
     return dataset.map(
-        tokenize, batched=True, with_indices=True, remove_columns=_others(dataset, (column,)), desc="Tokenizing"
+        tokenize, batched=True, with_indices=True, remove_columns=_others(dataset, (column, *kept)), desc="Tokenizing"
     )
 
 

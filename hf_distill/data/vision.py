@@ -29,6 +29,7 @@ class ImageRows(Dataset):
         seed: decides the crops and flips.
         teacher_processors: image processors of teachers with other inputs than the student's. Each row then also has
             `teacher_pixel_values`, one tensor for each of them, made from the same crop and flip of the image.
+        kept: further columns that the rows keep as they are.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class ImageRows(Dataset):
         horizontal_flip: bool = False,
         seed: int = 42,
         teacher_processors: Sequence[Any] = (),
+        kept: Sequence[str] = (),
     ) -> None:
         if num_channels not in (1, 3):
             raise ValueError(f"num_channels must be 1 (grey) or 3 (colour), got {num_channels}")
-        self.rows = rows.select_columns([n for n in (image_column, "labels") if n in rows.column_names])
+        self.kept = [name for name in ("labels", *kept) if name in rows.column_names]
+        self.rows = rows.select_columns([image_column, *self.kept])
         self.image_column = image_column
         self.processor = processor
         self.num_channels = num_channels
@@ -85,8 +88,7 @@ class ImageRows(Dataset):
         ]
         rows: list[dict[str, Any]] = [{"pixel_values": pixels} for pixels in views[0]]
         for place, row in enumerate(rows):
-            if "labels" in batch:
-                row["labels"] = batch["labels"][place]
+            row |= {name: batch[name][place] for name in self.kept}
             if self.teacher_processors:
                 row["teacher_pixel_values"] = [view[place] for view in views[1:]]
         return rows
