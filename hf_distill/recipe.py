@@ -425,6 +425,9 @@ def _conflicts(recipe: Recipe) -> list[str]:
         for key in ("teacher_weights", "teacher_combination"):
             if settings.get(key) is not None and len(generalists) < 2:
                 problems.append(f"{section}.{key}: has no effect with one teacher")
+        if settings.get("teacher_quantization") is not None and len(recipe.teachers) > 1:
+            own = [key for key in ("revision", "trust_remote_code") if any(getattr(t, key) for t in recipe.teachers)]
+            problems += [f"teacher: {key} is not possible for one of several quantised teachers" for key in own]
         weights = settings.get("teacher_weights")
         if isinstance(weights, list) and len(generalists) > 1 and len(weights) != len(generalists):
             problems.append(

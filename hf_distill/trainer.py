@@ -75,8 +75,6 @@ class DistillationTrainer(TaughtTrainer):
         self._reset_loss_parts()
         self._eval_sums: list[Tensor] = []
 
-    # ---- Preparation ----
-
     # ---- The loss ----
 
     def compute_loss(

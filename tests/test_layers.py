@@ -29,19 +29,10 @@ MAY_USE: dict[str, set[str]] = {
     "workspace": {"recipe"},
     "plan": {"recipe", "workspace", "models", "students", "teachers"},
     "inputs": {"data", "models", "recipe", "teachers.own_inputs"},
+    "settings": {"config", "problems", "recipe"},
+    "casting": {"config", "data", "inputs", "recipe", "settings", "students", "teachers"},
     "run": LOWER
-    | {
-        "config",
-        "students",
-        "publishing",
-        "teachers",
-        "checks",
-        "trainer",
-        "problems",
-        "recipe",
-        "workspace",
-        "inputs",
-    },
+    | {"config", "publishing", "teachers", "trainer", "recipe", "settings", "casting", "workspace", "inputs"},
     "cli": {"recipe", "run"},  # and anything inside a command, see below
     "__main__": {"cli"},
     "__init__": set(),

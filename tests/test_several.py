@@ -92,7 +92,7 @@ def test_each_generalist_is_judged_and_the_whole_last():
 def test_one_generalist_with_specialists_is_judged_together_with_them():
     """A specialist judged on classes that it has never seen."""
     found = SeveralTeachers([frozen(1)], [specialist([0, 1])]).judged([ONE, OTHER], "single_label_classification")
-    assert list(found) == ["all teachers together"]
+    assert list(found) == ["the teacher of all classes", "all teachers together"]
 
 
 def test_a_token_has_a_soft_target_where_all_members_have_one():

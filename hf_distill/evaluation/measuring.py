@@ -81,6 +81,29 @@ def agreement(student_logits: np.ndarray, teacher_logits: np.ndarray, labels: np
     return float(_load("agreement").compute(predictions=student, references=teacher)["agreement"])
 
 
+def of_the_same(
+    logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray, answered: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what student and teacher say of the same rows, or words, `(count, num_labels)`.
+
+    Their tokens may be others, but the labelled ones are the first of each word in both, in the same order; a row may
+    be cut off sooner for one of the two.
+    """
+    if logits.ndim == 2:
+        both = ~((answered == MISSING_LABEL) & (labels != MISSING_LABEL))
+        return logits[both], teacher_logits[both]
+    of_student, of_teacher = [], []
+    for row in range(len(logits)):
+        words, same_words = (
+            logits[row][labels[row] != MISSING_LABEL],
+            teacher_logits[row][answered[row] != MISSING_LABEL],
+        )
+        count = min(len(words), len(same_words))
+        of_student.append(words[:count])
+        of_teacher.append(same_words[:count])
+    return np.concatenate(of_student), np.concatenate(of_teacher)
+
+
 def _load(name: str) -> Any:
     local = _LOCAL_MODULES / name
     source = str(local) if name in local_metrics() else name

@@ -85,7 +85,9 @@ class SeveralTeachers:
     def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
         """See `Teaching.judged`: each generalist, and all together."""
         count = len(self.generalists)
-        each = {f"teacher {place + 1} of {count}": members[place] for place in range(count)} if count > 1 else {}
+        each = {f"teacher {place + 1} of {count}": members[place] for place in range(count)}
+        if count == 1:  # with specialists beside it
+            each = {"the teacher of all classes": members[0]}
         return {**each, "all teachers together": self.combine(members, 1.0, problem_type)}
 
     def mask(self, inputs: Mapping[str, Any]) -> Tensor | None:

@@ -1,0 +1,35 @@
+"""The settings of each stage of a run."""
+
+from pathlib import Path
+from typing import Any
+
+from hf_distill.config import DistillationConfig
+from hf_distill.problems import OF_DISTILLATION, OF_THE_FIRST_TEACHERS
+from hf_distill.recipe import Recipe, Stage, Student, Teacher
+
+# For a trainer that predicts; the last two would convert the model for good.
+NOT_TRAINING = {
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "label_smoothing_factor": 0.0,
+    "bf16_full_eval": False,
+    "fp16_full_eval": False,
+}
+
+
+def arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> DistillationConfig:
+    """Return a stage's settings: defaults, what the recipe says, and what is `fixed`."""
+    settings: dict[str, Any] = {"save_total_limit": 1}
+    if recipe.is_text:
+        settings["train_sampling_strategy"] = "group_by_length"
+    sections: dict[str, Any] = {**recipe.teacher_stages(), **recipe.student_stages()}
+    section = sections.get(stage)
+    chosen = dict(section.training or {}) if isinstance(section, Teacher) else dict(recipe.training)
+    if isinstance(section, Stage):
+        chosen |= section.training
+    if isinstance(section, Student) and section is not recipe.students[0]:  # its teacher is the student before it
+        chosen = {name: value for name, value in chosen.items() if name not in OF_THE_FIRST_TEACHERS}
+    if not isinstance(section, Student):
+        chosen = {name: value for name, value in chosen.items() if name not in OF_DISTILLATION} | {"alpha": 1.0}
+    return DistillationConfig(**{**settings, **chosen, **fixed, "output_dir": str(folder)})
