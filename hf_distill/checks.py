@@ -1,5 +1,6 @@
 """What `DistillationTrainer` refuses before it computes anything."""
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from hf_distill.objective.losses import MISSING_LABEL, ProblemType
 
 
 def check_arguments(args: Any) -> None:
-    """Refuse settings of the wrong class.
+    """Refuse settings of the wrong class, and processes that do not work together.
 
     Raises:
         ValueError: the message says what was expected.
@@ -21,6 +22,12 @@ def check_arguments(args: Any) -> None:
         raise ValueError(
             f"args must be a DistillationConfig, got {type(args).__name__}: it has the fields of TrainingArguments, "
             "and alpha and temperature besides"
+        )
+    num_launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_launched > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{num_launched} processes were launched, and each would train a whole model on its own: on CPUs set "
+            "use_cpu to true"
         )
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
 from hf_distill.models.auto import AUTO_CLASSES
 from hf_distill.recipe import Recipe, Stage, Student, Teacher
-from hf_distill.students.building import student_from_teacher
+from hf_distill.students.building import model_from_config, student_from_teacher
 from hf_distill.teachers.memory import device_name, memory_needed
 from hf_distill.teachers.placement import check_placement_words
 from hf_distill.workspace import state_of
@@ -28,7 +28,7 @@ def plan(recipe: Recipe) -> list[tuple[str, str]]:
         recipe: a valid recipe.
 
     Raises:
-        ValueError: the teacher's placement is none.
+        ValueError: the teacher's placement is none, or a model cannot be built.
     """
     data = recipe.data
     judged = data.test_split or data.eval_split or "the validation or test split"
@@ -102,9 +102,8 @@ def _placement(recipe: Recipe) -> list[tuple[str, str]]:
         for stage, student in recipe.student_stages().items():
             model = _on_meta(student, recipe, model)
             lines.append(_trained(stage, model, _training_of(student, recipe)))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        lines.append(("memory", f"not known, since a model's config cannot be read: {reason}"))
+    except _UnreadableError as error:
+        lines.append(("memory", f"not known, since a model's config cannot be read: {error}"))
     finally:
         for logger, verbosity in zip(loggers, verbosities, strict=True):
             logger.set_verbosity(verbosity)
@@ -119,6 +118,10 @@ def _trained(name: str, model: nn.Module, training: dict[str, Any]) -> tuple[str
     return "memory", f"{name} on {place}: {parts} MiB of {', '.join(needed)}, and activations"
 
 
+class _UnreadableError(Exception):
+    """A model's config is not at hand, which is no mistake of the recipe where there is no network."""
+
+
 def _on_meta(section: Teacher | Student, recipe: Recipe, teacher: Any) -> Any:
     """Build a model without memory for its weights."""
     with torch.device("meta"), warnings.catch_warnings():
@@ -126,12 +129,13 @@ def _on_meta(section: Teacher | Student, recipe: Recipe, teacher: Any) -> Any:
         if isinstance(section, Student) and section.from_teacher is not None:
             return student_from_teacher(teacher, section.from_teacher.layers)
         if section.config is not None:
-            fields = dict(section.config)
-            config = AutoConfig.for_model(fields.pop("model_type", None), **fields)
-        else:
+            return model_from_config(section.config, recipe.task, recipe.data.label_names or ["0", "1"])
+        try:
             config = AutoConfig.from_pretrained(
                 section.model, revision=section.revision or "main", trust_remote_code=section.trust_remote_code
             )
+        except (OSError, ValueError) as error:
+            raise _UnreadableError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
         return AUTO_CLASSES[recipe.task].from_config(config, trust_remote_code=section.trust_remote_code)
 
 

@@ -204,6 +204,7 @@ class _Run:
             trainer.save_model(str(folder))
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths in it
 
+        PartialState().wait_for_everyone()  # until no one writes into the checkpoints that are dropped now
         if PartialState().is_main_process:
             self.workspace.finish(stage, save, {"train_seconds": seconds, "log_history": history})
         else:

@@ -17,6 +17,9 @@ NOT_TRAINING = {
     "fp16_full_eval": False,
 }
 
+# What says on what a run is computed, not what: a teacher's training takes it over from the student's.
+_OF_THE_MACHINE = ("use_cpu", "ddp_backend", "ddp_timeout")
+
 
 def arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> DistillationConfig:
     """Return a stage's settings: defaults, what the recipe says, and what is `fixed`."""
@@ -25,7 +28,9 @@ def arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> Distill
         settings["train_sampling_strategy"] = "group_by_length"
     sections: dict[str, Any] = {**recipe.teacher_stages(), **recipe.student_stages()}
     section = sections.get(stage)
-    chosen = dict(section.training or {}) if isinstance(section, Teacher) else dict(recipe.training)
+    chosen = dict(recipe.training)
+    if isinstance(section, Teacher):
+        chosen = {name: value for name, value in chosen.items() if name in _OF_THE_MACHINE} | (section.training or {})
     if isinstance(section, Stage):
         chosen |= section.training
     if isinstance(section, Student) and section is not recipe.students[0]:  # its teacher is the student before it

@@ -29,6 +29,7 @@ from hf_distill.teachers.assembling import (
     views_of,
 )
 from hf_distill.teachers.frozen import check_logits
+from hf_distill.teachers.given import refuse_empty_column
 from hf_distill.teachers.quality import TeacherQuality, measure_quality
 from hf_distill.teachers.teaching import TEACHER_INPUTS, Teaching
 
@@ -83,6 +84,7 @@ class TaughtTrainer(ResumableTrainer):
         else:
             self._problem_type = stated_problem_type(student, [], self._is_token_level)
         self._teacher_was_checked = False
+        self._num_unusable = torch.zeros((), dtype=torch.long, device=args.device)
         warn_of_frozen_head(self.model)
         self._student_config: Any = getattr(student, "config", None)
         self._check_settings()
@@ -109,19 +111,26 @@ class TaughtTrainer(ResumableTrainer):
             autocast_dtype=torch.bfloat16 if self.args.bf16 or self.args.fp16 else None,
             accelerator=self.accelerator,
         )
-        members = members_of(teacher, _column_names(self.train_dataset) or _column_names(self.eval_dataset))
+        columns = _column_names(self.train_dataset) or _column_names(self.eval_dataset)
+        members = members_of(teacher, columns)
+        if processing_class is None and (self.args.teacher_input_columns or self.args.teacher_max_length):
+            raise ValueError(
+                "teacher_input_columns and teacher_max_length are for a teacher with inputs of its own: pass its "
+                "teacher_processing_class, or leave them out"
+            )
         if isinstance(members, list):
             members = load_members(members, self.args, circumstances)
         if not isinstance(members, str):
             self.teacher = members[0] if isinstance(members, list) and len(members) == 1 else members
         listed = members if isinstance(members, list) else []
         self._problem_type = stated_problem_type(student, listed, self._is_token_level)
-        views = views_of(members, processing_class, self.processing_class)
+        views = views_of(members, processing_class, self.processing_class, columns)
         self._teaching = put_to_work(members, self.args, circumstances, self._problem_type, views)
         if views.processors:
             self._collate_views(views)
         elif isinstance(members, str):
             self._raw_columns = [members]
+            refuse_empty_column(self.train_dataset, members)
             num_labels: Any = getattr(getattr(student, "config", None), "num_labels", None)
             self.data_collator = SoftTargetColumns(
                 self.data_collator, members, num_labels, token_level=self._is_token_level
@@ -174,9 +183,13 @@ class TaughtTrainer(ResumableTrainer):
         with self.accelerator.autocast():
             members = pending()
         logits = self._teaching.combine(members, temperature, problem_type)
-        if not self._teacher_was_checked:
+        # On a GPU every look at a value waits for it, so there only the first batch is looked at here, and whether a
+        # later one was unusable is found out when the loss is logged.
+        if not self._teacher_was_checked or logits.device.type == "cpu":
             check_logits(logits)
             self._teacher_was_checked = True
+        else:
+            self._num_unusable += (logits.isnan() | logits.isposinf()).sum()
         return logits
 
     def _resolve_problem_type(self, labels: Tensor | None) -> ProblemType:

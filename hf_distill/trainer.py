@@ -230,6 +230,11 @@ class DistillationTrainer(TaughtTrainer):
         if "loss" in logs:
             parts = self.accelerator.reduce(self._loss_parts / max(self._num_steps_since_log, 1), reduction="mean")
             soft, label = parts.tolist()
+            if int(self._num_unusable):
+                raise ValueError(
+                    f"the teacher's logits were NaN or infinite in {int(self._num_unusable)} places since the start, so the "
+                    "student is spoilt: look at the teacher's inputs, or at teacher_dtype (float16 overflows)."
+                )
             if self._teaching is not None:
                 logs["soft_loss"] = soft
             if self.args.uses_labels:
@@ -272,7 +277,7 @@ class DistillationTrainer(TaughtTrainer):
         """Evaluate; the loss is the mean over all rows and labels of the set, whatever the batches.
 
         The parent's is a mean of batch means weighted by rows, which differs from it where labels are missing or rows
-        have different numbers of tokens.
+        have different numbers of tokens. A set without any soft target has a `label_loss` only.
         """
         self._eval_sums = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -282,8 +287,10 @@ class DistillationTrainer(TaughtTrainer):
             output.metrics[f"{metric_key_prefix}_loss"] = (
                 self.args.last_alpha * label_mean + (1 - self.args.last_alpha) * soft_mean
             )
-            if self._teaching is not None:
+            if self._teaching is not None and num_soft:
                 output.metrics[f"{metric_key_prefix}_soft_loss"] = soft_mean
+            elif self._teaching is not None:  # the label loss with its small weight would pass for a good student's
+                del output.metrics[f"{metric_key_prefix}_loss"]
             if num_labels:
                 output.metrics[f"{metric_key_prefix}_label_loss"] = label_mean
         return output

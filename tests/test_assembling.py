@@ -239,7 +239,7 @@ class TestAtWork:
             ([named("red", "green", "grey"), named("red", "green", "blue")], {}, "^teacher 1 of 2: "),
             ([named("red", "green")], {}, "^the teacher has 2 labels"),
             ([named("red", "green", "blue")] * 2, {"teacher_weights": [1.0]}, "^got 1 weights for 2 teachers"),
-            ([named("red", "green", "blue")], {"teacher_weights": [1.0, 1.0]}, "^got 2 weights for 1 teachers"),
+            ([named("red", "green", "blue")], {"teacher_weights": [1.0, 1.0]}, "^teacher_weights is for several teachers"),
         ],
     )
     def test_the_member_that_does_not_fit_is_named(self, members, settings, message):
@@ -277,3 +277,14 @@ class TestAtWork:
             put_to_work(members, config(), where, None, views)
         stated = views_of(members, turned(), tiny.tokenizer())
         assert isinstance(put_to_work(members, config(), where, None, stated), FrozenTeacher)
+
+
+def test_a_teacher_that_must_tell_two_texts_apart_gets_a_view_where_the_student_does_not():
+    """A BERT teacher of a DistilBERT student reads both texts of a pair as the first."""
+    without = tiny.tokenizer()
+    without.model_input_names = ["input_ids", "attention_mask"]
+    members = [tiny.bert(1)]
+    assert views_of(members, tiny.tokenizer(), without).of_members == [0]
+    assert views_of(members, tiny.tokenizer(), without, ["input_ids", "token_type_ids"]).of_members == [None]
+    assert views_of(members, tiny.tokenizer(), tiny.tokenizer()).of_members == [None]
+    assert views_of(members, without, tiny.tokenizer()).of_members == [None]

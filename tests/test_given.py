@@ -201,3 +201,42 @@ class TestFunction:
         """Class indices, or an array: an error deep in the loss."""
         with pytest.raises(ValueError, match=message):
             CallableTeacher(lambda batch: answer, 3, CPU).start({"input_ids": torch.zeros(2, 4)})()
+
+
+class TestMissing:
+    def test_a_column_without_any_soft_target_is_refused(self):
+        """A training on the labels alone, at a tenth of their weight."""
+        rows = plain(tiny.text_rows(4), teacher_logits=[[0.0, 1.0, 2.0]] * 4)
+        empty = rows.remove_columns("teacher_logits").add_column(
+            "teacher_logits", [None] * 4, feature=rows.features["teacher_logits"]
+        )
+        with pytest.raises(ValueError, match="no row of the training data has teacher_logits"):
+            trainer(None, empty)
+
+    def test_an_evaluation_without_soft_targets_claims_no_soft_loss(self):
+        """A soft loss of 0: a perfect student, by the look of it."""
+        rows = plain(tiny.text_rows(4), teacher_logits=[[0.0, 1.0, 2.0]] * 4)
+        found = trainer(None, rows, rows.remove_columns("teacher_logits")).evaluate()
+        assert "eval_label_loss" in found
+        assert "eval_soft_loss" not in found
+        assert "eval_loss" not in found
+
+    def test_an_infinite_number_in_a_later_batch_stops_the_training(self):
+        """Weights of NaN and a logged loss of 0."""
+        logits = [[0.0, 1.0, 2.0]] * 12
+        logits[11] = [0.0, math.inf, 2.0]
+        rows = plain(tiny.text_rows(12), teacher_logits=logits)
+        with pytest.raises(ValueError, match="logits are NaN or infinite"):
+            trainer(None, rows, train_sampling_strategy="sequential", per_device_train_batch_size=4).train()
+
+    @pytest.mark.parametrize("setting", [{"teacher_weights": [1.0]}, {"teacher_combination": "geometric"}])
+    def test_settings_of_an_ensemble_are_refused_for_one_teacher(self, setting):
+        """A setting without effect."""
+        with pytest.raises(ValueError, match="is for several teachers, and there is one"):
+            trainer(tiny.bert(1), tiny.text_rows(4), **setting)
+
+    @pytest.mark.parametrize("setting", [{"teacher_input_columns": ["text"]}, {"teacher_max_length": 8}])
+    def test_settings_of_a_teachers_own_inputs_need_its_processor(self, setting):
+        """A column that is never read."""
+        with pytest.raises(ValueError, match="pass its teacher_processing_class, or leave them out"):
+            trainer(tiny.bert(1), tiny.text_rows(4), **setting)

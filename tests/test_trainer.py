@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from hf_distill import DistillationConfig, DistillationTrainer, label_loss, soft_target_loss
+from hf_distill.checks import check_arguments
 from hf_distill.data.vision import ImageRows
 from hf_distill.objective.losses import label_mask, token_mask
 
@@ -173,6 +174,12 @@ class TestTeacher:
         """Trainer's second positional argument is its args: passed here, it must not end as a teacher."""
         with pytest.raises(ValueError, match=r"teacher must be a model, a Hub id, .* got DistillationConfig"):
             DistillationTrainer(tiny.bert(0), config())
+
+    def test_processes_that_would_not_work_together_are_refused(self, monkeypatch):
+        """Without use_cpu on a machine without a GPU, each of two processes trains a whole model in one folder."""
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ValueError, match=r"2 processes were launched, .* set use_cpu to true"):
+            check_arguments(DistillationConfig("out"))
 
     def test_plain_training_arguments_are_refused(self):
         """They have no alpha and temperature."""

@@ -189,13 +189,14 @@ class Views:
     are_stated: list[bool]
 
 
-def views_of(members: Any, processing_classes: Any, student_processor: Any) -> Views:
+def views_of(members: Any, processing_classes: Any, student_processor: Any, columns: Sequence[str] = ()) -> Views:
     """Find out which teachers need a view of their own: those whose processor reads a row in another way.
 
     Args:
         members: as for `put_to_work`.
         processing_classes: None, one processor for all members, or a list with one or None for each.
         student_processor: the student's, None if it is not known.
+        columns: of the data, which may hold what the student's processor leaves out.
 
     Raises:
         ValueError: the list has another length, or the teacher is no model that reads inputs.
@@ -217,7 +218,7 @@ def views_of(members: Any, processing_classes: Any, student_processor: Any) -> V
     processors: list[Any] = []
     of_members: list[int | None] = []
     for processor in given:
-        if processor is None or (student_processor is not None and difference(student_processor, processor) is None):
+        if processor is None or _reads_alike(student_processor, processor, columns):
             of_members.append(None)
             continue
         if not any(processor is known for known in processors):
@@ -230,6 +231,15 @@ def views_of(members: Any, processing_classes: Any, student_processor: Any) -> V
             limits[view] += [] if limit is None else [limit]
     most = [min(each, default=None) for each in limits]
     return Views(processors, of_members, most, [processor is not None for processor in given])
+
+
+def _reads_alike(student_processor: Any, processor: Any, columns: Sequence[str]) -> bool:
+    if student_processor is None or difference(student_processor, processor) is not None:
+        return False
+    # Of two texts DistilBERT's tokenizer does not say where the second begins, which BERT must know.
+    segments = "token_type_ids"
+    names = [getattr(each, "model_input_names", []) for each in (student_processor, processor)]
+    return not (segments in names[1] and segments not in names[0] and segments not in columns)
 
 
 def _processor(given: Any) -> Any:
@@ -262,6 +272,10 @@ def put_to_work(
     """
     config = getattr(circumstances.student, "config", None)
     num_labels = getattr(config, "num_labels", None)
+    if not isinstance(members, list) or len(members) == 1:
+        for name in ("teacher_weights", "teacher_combination"):
+            if getattr(args, name) not in (None, "arithmetic"):
+                raise ValueError(f"{name} is for several teachers, and there is one: leave it out")
     if isinstance(members, str):
         return ColumnTeacher(members, num_labels, circumstances.device)
     if not isinstance(members, list):

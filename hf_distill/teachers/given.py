@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor
 
@@ -125,6 +126,14 @@ class ColumnTeacher:
             )
         values = values.to(self._device)
         return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def refuse_empty_column(dataset: Any, column: str) -> None:
+    """Raise ValueError if no row of a `datasets.Dataset` has soft targets."""
+    if isinstance(dataset, datasets.Dataset) and len(dataset):
+        values = dataset.select_columns(column).with_format("arrow")
+        if all(table[column].null_count == len(table) for table in values.iter(10_000)):
+            raise ValueError(f"no row of the training data has {column}: fill it in, or pass a teacher")
 
 
 def _logits_of(probabilities: Tensor, problem_type: ProblemType) -> Tensor:
