@@ -239,7 +239,7 @@ class TestAtWork:
             ([named("red", "green", "grey"), named("red", "green", "blue")], {}, "^teacher 1 of 2: "),
             ([named("red", "green")], {}, "^the teacher has 2 labels"),
             ([named("red", "green", "blue")] * 2, {"teacher_weights": [1.0]}, "^got 1 weights for 2 teachers"),
-            ([named("red", "green", "blue")], {"teacher_weights": [1.0, 1.0]}, "^teacher_weights is for several teachers"),
+            ([named("red", "green", "blue")], {"teacher_weights": [1.0, 1.0]}, "^teacher_weights is for several"),
         ],
     )
     def test_the_member_that_does_not_fit_is_named(self, members, settings, message):
