@@ -1,8 +1,8 @@
 """What does it cost a student to have another tokenizer than its teacher?
 
 Distils a fine-tuned text classifier into two small new students that differ in their tokenizers alone: one reads what
-the teacher reads, the other one byte-level BPE, trained here on the training texts. Prints their accuracies over several
-seeds (last epoch), and the difference.
+the teacher reads, the other one byte-level BPE, trained here on the training texts. Prints their accuracies over
+several seeds (last epoch), and the difference.
 
     python benchmarks/own_tokenizer.py --teacher FOLDER --data FOLDER [--seeds 2] [--epochs 3] [--rows N]
 """

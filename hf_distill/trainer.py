@@ -232,8 +232,8 @@ class DistillationTrainer(TaughtTrainer):
             soft, label = parts.tolist()
             if int(self._num_unusable):
                 raise ValueError(
-                    f"the teacher's logits were NaN or infinite in {int(self._num_unusable)} places since the start, so "
-                    "the student is spoilt: look at the teacher's inputs, or at teacher_dtype (float16 overflows)."
+                    f"the teacher's logits were NaN or infinite in {int(self._num_unusable)} places since the start, "
+                    "so the student is spoilt: look at the teacher's inputs, or at teacher_dtype (float16 overflows)."
                 )
             if self._teaching is not None:
                 logs["soft_loss"] = soft
