@@ -183,9 +183,9 @@ class TaughtTrainer(ResumableTrainer):
         with self.accelerator.autocast():
             members = pending()
         logits = self._teaching.combine(members, temperature, problem_type)
-        # On a GPU every look at a value waits for it, so there only the first batch is looked at here, and whether a
-        # later one was unusable is found out when the loss is logged.
-        if not self._teacher_was_checked or logits.device.type == "cpu":
+        # A look at a value waits for the device, so only the first batch is looked at here; whether a later one was
+        # unusable is found out when the loss is logged, and at the end.
+        if not self._teacher_was_checked:
             check_logits(logits)
             self._teacher_was_checked = True
         else:
@@ -223,6 +223,15 @@ class TaughtTrainer(ResumableTrainer):
                         "labels are in another order, or its inputs are not the ones it was trained on. Pass "
                         "allow_untrained_teacher=True to use it all the same."
                     )
+
+    def _refuse_unusable(self) -> None:
+        """Raise ValueError if any soft target since the start was no number."""
+        count = int(self._num_unusable)
+        if count:
+            raise ValueError(
+                f"the teacher's logits were NaN or infinite in {count} places since the start, so the student is "
+                "spoilt: look at the teacher's inputs, or at teacher_dtype (float16 overflows)"
+            )
 
     def predict_with_teacher(self, dataset: Dataset) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """Run the teacher, as it teaches, over a data set.

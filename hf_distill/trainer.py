@@ -219,7 +219,10 @@ class DistillationTrainer(TaughtTrainer):
         self._reset_loss_parts()
         if self._teaching is not None and self.eval_dataset is not None and not resume_from_checkpoint:
             self._examine_teacher()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._num_unusable.zero_()
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        self._refuse_unusable()
+        return output
 
     def _reset_loss_parts(self) -> None:
         self._loss_parts = torch.zeros(2, device=self.args.device)
@@ -230,11 +233,7 @@ class DistillationTrainer(TaughtTrainer):
         if "loss" in logs:
             parts = self.accelerator.reduce(self._loss_parts / max(self._num_steps_since_log, 1), reduction="mean")
             soft, label = parts.tolist()
-            if int(self._num_unusable):
-                raise ValueError(
-                    f"the teacher's logits were NaN or infinite in {int(self._num_unusable)} places since the start, "
-                    "so the student is spoilt: look at the teacher's inputs, or at teacher_dtype (float16 overflows)."
-                )
+            self._refuse_unusable()
             if self._teaching is not None:
                 logs["soft_loss"] = soft
             if self.args.uses_labels:

@@ -226,7 +226,7 @@ class TestMissing:
         logits = [[0.0, 1.0, 2.0]] * 12
         logits[11] = [0.0, math.inf, 2.0]
         rows = plain(tiny.text_rows(12), teacher_logits=logits)
-        with pytest.raises(ValueError, match="logits are NaN or infinite"):
+        with pytest.raises(ValueError, match="logits were NaN or infinite in 3 places"):
             trainer(None, rows, train_sampling_strategy="sequential", per_device_train_batch_size=4).train()
 
     @pytest.mark.parametrize("setting", [{"teacher_weights": [1.0]}, {"teacher_combination": "geometric"}])
