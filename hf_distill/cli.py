@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -91,9 +92,15 @@ def train(
         _print_table(*results_table(results))
         typer.echo(summary(results))
         typer.echo(f"The student is in {Path(loaded.output_dir) / 'student'}, all results in results.json beside it.")
-    # A process that ends while its group is open may abort, and the launcher then kills the others.
-    PartialState().wait_for_everyone()
-    PartialState().destroy_process_group()
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        # A process that ends while its group is open may abort, and the launcher then kills the others. One that closes
+        # it while another is on its way out of the last barrier breaks that one's connection, hence the pause.
+        # (Not by Accelerate's state: settings that are checked on the way may have reset it in one process.)
+        distributed.barrier()
+        time.sleep(1)
+        distributed.destroy_process_group()
 
 
 @app.command()
