@@ -98,6 +98,20 @@ def test_training_is_that_of_one_process_with_their_batches_together(count: int,
             )
 
 
+@pytest.mark.slow
+def test_the_command_line_ends_well_in_two_processes(tmp_path: Path) -> None:
+    """A process that closes its connections too soon: all results are written, and the launcher reports a failure."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "hf_distill", "train"]
+    command += ["vision/digits", "training.use_cpu=true", "training.num_train_epochs=1", f"output_dir={tmp_path}/out"]
+    command += ["teacher.training.num_train_epochs=1", "training.allow_untrained_teacher=true"]
+    run = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count("The student agrees with the teacher") == 1
+    assert (tmp_path / "out" / "results.json").exists()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for each in KINDS:
