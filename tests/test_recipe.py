@@ -472,8 +472,12 @@ class TestSeveralTeachersAndStages:
         old, new = (change(teacher=[self.READY, {"model": "c/d", "training": {"seed": seed}}]) for seed in (1, 2))
         assert differences(old, new) == ["teacher.1.training.seed: 1 -> 2"]
 
-    def test_a_command_names_the_member_and_no_path_of_this_machine(self):
+    def test_a_command_names_the_member_and_no_path_of_this_machine(self, tmp_path, monkeypatch):
         """A published card with the author's folders, in a command that no shell takes."""
+        (tmp_path / "vision").mkdir()
+        ensemble = Path(__file__).parent.parent / "benchmarks" / "mnist_ensemble.yaml"
+        (tmp_path / "vision" / "mnist_ensemble.yaml").write_text(ensemble.read_text())
+        monkeypatch.setattr("hf_distill.recipe._BUNDLED", tmp_path)
         recipe = load_recipe(
             "vision/mnist_ensemble",
             ["teacher.1.training.seed=5", "teacher.0.model=/home/me/ready", "teacher.0.training=null"],
