@@ -31,7 +31,7 @@ from hf_distill.publishing.model_card import model_card
 from hf_distill.recipe import Augment, Recipe, Teacher, command_for
 from hf_distill.settings import NOT_TRAINING, arguments
 from hf_distill.trainer import DistillationTrainer
-from hf_distill.workspace import Checkpoint, Workspace
+from hf_distill.workspace import Checkpoint, Workspace, write_whole
 
 
 def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
@@ -326,7 +326,7 @@ class _Clock(TrainerCallback):
         self.on_train_end(args, state, control)
         if state.is_world_process_zero:
             file = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "seconds.json"
-            file.write_text(json.dumps(self._total))
+            write_whole(file, json.dumps(self._total))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self._start is not None

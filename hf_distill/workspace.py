@@ -177,10 +177,15 @@ class Workspace:
     def _write(self, name: str, text: str) -> Path:
         file = self.path / name
         file.parent.mkdir(exist_ok=True)
-        part = file.with_name(f".{file.name}.part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
+        write_whole(file, text)
         return file
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file so that a kill, whenever it comes, leaves the old one or the new one, never a part."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)
 
 
 def state_of(path: Path, recipe: Recipe) -> tuple[list[str] | None, list[str]]:
@@ -242,6 +247,8 @@ class Checkpoint:
 
     @property
     def seconds(self) -> float:
-        """Return the time that training had taken."""
-        file = self.path / "seconds.json"
-        return float(json.loads(file.read_text())) if file.exists() else 0.0
+        """Return the time that training had taken, 0.0 if the process was killed before it was noted."""
+        try:
+            return float(json.loads((self.path / "seconds.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return 0.0

@@ -344,15 +344,16 @@ def test_killed_in_any_stage_it_ends_with_the_same_weights():
     def start(output: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "hf_distill", "train", "recipe.yaml", f"output_dir={output}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with open("log", "w") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
-    assert start("whole").wait() == 0
+    assert start("whole").wait() == 0, Path("log").read_text()
     killed = []
     for stage in ("teacher", "student", "baseline"):
         process = start("killed")
         checkpoints = Path("killed/checkpoints") / stage
         while not list(checkpoints.glob("checkpoint-*/trainer_state.json")):
-            assert process.poll() is None, "it ended before it could be killed"
+            assert process.poll() is None, Path("log").read_text()
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL

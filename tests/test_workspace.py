@@ -291,3 +291,12 @@ class TestCheckpoints:
         (last / "seconds.json").write_text("12.5")
         assert (Checkpoint.read(first).is_last, Checkpoint.read(first).seconds) == (False, 0.0)
         assert (Checkpoint.read(last).is_last, Checkpoint.read(last).seconds) == (True, 12.5)
+
+    @pytest.mark.parametrize("seconds", ["", "1", None])
+    def test_a_run_goes_on_though_it_was_killed_before_its_time_was_noted(self, workspace, seconds):
+        """Killed between opening and writing seconds.json, a run was refused at every restart."""
+        folder = self.checkpoint(workspace, 10)
+        if seconds is not None:
+            (folder / "seconds.json").write_text(seconds)
+        checkpoint = workspace.last_checkpoint("student")
+        assert (checkpoint.step, checkpoint.seconds) == (10, float(seconds or 0))
