@@ -78,6 +78,27 @@ def check_labels(dataset: Any, num_labels: int | None, problem_type: ProblemType
         )
 
 
+def check_what_is_kept(args: DistillationConfig, problem_type: ProblemType, num_labels: int | None) -> None:
+    """Refuse to keep a part of the logits where that is no part of a distribution, or no smaller.
+
+    Raises:
+        ValueError: the message says what `teacher_logits_top_k` is for.
+    """
+    count = args.teacher_logits_top_k
+    if count is None:
+        return
+    if problem_type != "single_label_classification":
+        raise ValueError(
+            f"teacher_logits_top_k keeps the likeliest of classes that exclude each other, {problem_type} has none: "
+            "leave it out"
+        )
+    if num_labels is not None and count > num_labels - 2:
+        raise ValueError(
+            f"teacher_logits_top_k is {count}, and of {num_labels} labels at most {num_labels - 2} can be kept with "
+            "anything saved: leave it out"
+        )
+
+
 def warn_of_frozen_head(student: nn.Module) -> None:
     """Warn of a PEFT student whose new head would neither be trained nor saved."""
     for name, adapter in (getattr(student, "peft_config", None) or {}).items():

@@ -12,6 +12,7 @@ from hf_distill.objective.schedules import SCHEDULES, scheduled
 TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
 TEACHER_COMBINATIONS = ("arithmetic", "geometric")
 TEACHER_QUANTIZATIONS = ("8bit", "4bit")
+TEACHER_LOGITS_DTYPES = ("float16", "float32")
 
 
 @dataclass
@@ -112,6 +113,46 @@ class DistillationConfig(TrainingArguments):
             '{"student label": "teacher label"}.'
         },
     )
+    precompute_teacher_logits: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the teacher once over the training and evaluation rows before the training, keep what it says "
+            "in teacher_logits_dir, and let it go: the training then costs what the student's alone does. Without a "
+            "teacher, learn from what is kept there."
+        },
+    )
+    teacher_logits_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of what the teacher has said; rows that are in it are not asked about again. Unset: "
+            "_teacher_logits in output_dir."
+        },
+    )
+    teacher_logits_dtype: str | None = field(
+        default=None,
+        metadata={"help": "Type in which logits are kept: float16 or float32. Unset: float16, float32 for regression."},
+    )
+    teacher_logits_top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep so many of each row's largest logits, and how much the others have together, which they "
+            "then share evenly. For many labels; how far that is from all of them is measured and logged. Unset: all."
+        },
+    )
+    teacher_logits_views: int | None = field(
+        default=None,
+        metadata={
+            "help": "For training rows that are augmented: keep what the teacher says of so many views of each row. "
+            "Epoch e replays view e modulo this number."
+        },
+    )
+    teacher_logits_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of a batch, in each process, when the teacher is run beforehand. Unset: four times those of "
+            "a training batch."
+        },
+    )
     allow_untrained_teacher: bool = field(
         default=False,
         metadata={
@@ -140,7 +181,7 @@ class DistillationConfig(TrainingArguments):
             value = getattr(self, name)
             if not (value is None and name != "temperature") and not (_is_number(value) and value > 0):
                 problems.append(f"{name} must be > 0, got {value!r}. 1 to 20 is usual.")
-        problems += self._schedule_problems() + self._teacher_problems()
+        problems += self._schedule_problems() + self._teacher_problems() + self._precomputing_problems()
         if self.teacher_dtype is not None and self.teacher_dtype not in TEACHER_DTYPES:
             problems.append(f"teacher_dtype must be one of {', '.join(TEACHER_DTYPES)}, got {self.teacher_dtype!r}.")
         if self.teacher_label_map is not None and not isinstance(self.teacher_label_map, dict):
@@ -214,6 +255,25 @@ class DistillationConfig(TrainingArguments):
                 f"teacher_quantization must be one of {', '.join(TEACHER_QUANTIZATIONS)}, "
                 f"got {self.teacher_quantization!r}."
             )
+        return problems
+
+    def _precomputing_problems(self) -> list[str]:
+        problems = []
+        counts = ("teacher_logits_top_k", "teacher_logits_views", "teacher_logits_batch_size")
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+                problems.append(f"{name} must be a whole number > 0, got {value!r}. Unset is usual.")
+        if self.teacher_logits_dtype is not None and self.teacher_logits_dtype not in TEACHER_LOGITS_DTYPES:
+            problems.append(
+                f"teacher_logits_dtype must be {' or '.join(TEACHER_LOGITS_DTYPES)}, got {self.teacher_logits_dtype!r}."
+            )
+        if not self.precompute_teacher_logits:
+            problems += [
+                f"{name} has no effect without precompute_teacher_logits: set that to true, or leave it out."
+                for name in ("teacher_logits_dir", "teacher_logits_dtype", *counts)
+                if getattr(self, name) is not None
+            ]
         return problems
 
 

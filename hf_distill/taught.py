@@ -17,6 +17,7 @@ from hf_distill.checks import check_arguments, check_label_settings, check_label
 from hf_distill.config import DistillationConfig
 from hf_distill.data.collate import TeacherViews, guess_columns
 from hf_distill.data.target_columns import SoftTargetColumns
+from hf_distill.data.vision import TEACHER_PIXELS
 from hf_distill.objective.losses import MISSING_LABEL, ProblemType, token_mask
 from hf_distill.resuming import ResumableTrainer
 from hf_distill.teachers.assembling import (
@@ -78,6 +79,7 @@ class TaughtTrainer(ResumableTrainer):
         self.teacher_quality: TeacherQuality | None = None
         self._teaching: Teaching | None = None
         self._raw_columns: list[str] = []
+        self._views = Views([], [], [], [])
         self._problem_type: ProblemType | None = None
         if args.uses_teacher:
             self._take_on(teacher, teacher_processing_class, student)
@@ -124,10 +126,10 @@ class TaughtTrainer(ResumableTrainer):
             self.teacher = members[0] if isinstance(members, list) and len(members) == 1 else members
         listed = members if isinstance(members, list) else []
         self._problem_type = stated_problem_type(student, listed, self._is_token_level)
-        views = views_of(members, processing_class, self.processing_class, columns)
-        self._teaching = put_to_work(members, self.args, circumstances, self._problem_type, views)
-        if views.processors:
-            self._collate_views(views)
+        self._views = views_of(members, processing_class, self.processing_class, columns)
+        self._teaching = put_to_work(members, self.args, circumstances, self._problem_type, self._views)
+        if self._views.processors:
+            self._collate_views(self._views)
         elif isinstance(members, str):
             self._raw_columns = [members]
             refuse_empty_column(self.train_dataset, members)
@@ -156,9 +158,11 @@ class TaughtTrainer(ResumableTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         # Columns that only the teacher takes (token_type_ids beside a DistilBERT student) must survive too.
         super()._set_signature_columns_if_needed()
-        if self._teaching is not None:
-            wanted = self._teaching.own_entries | {*self._raw_columns, "teacher_pixel_values"}
-            self._signature_columns += sorted(wanted - set(self._signature_columns))
+        self._signature_columns += sorted(self._teacher_columns() - set(self._signature_columns))
+
+    def _teacher_columns(self) -> set[str]:
+        """Name the columns that batches are made of for the teacher alone."""
+        return set() if self._teaching is None else self._teaching.own_entries | {*self._raw_columns, TEACHER_PIXELS}
 
     def _student_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         withheld = {"labels", TEACHER_INPUTS, REPEATED_ROWS}

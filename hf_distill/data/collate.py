@@ -8,12 +8,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hf_distill.data.vision import channels_of, image_array
+from hf_distill.data.vision import TEACHER_PIXELS, channels_of, image_array
 
 Kind = Literal["text", "words", "image"]
 
 NO_POSITION = -1
-TEACHER_PIXELS = "teacher_pixel_values"
 
 _NO_LIMIT = 10**9  # a tokenizer that knows of no limit says that it is 10**30
 _KINDS_OF_COLUMN = {"text": "string", "words": "list-of-strings", "image": "image"}

@@ -83,11 +83,23 @@ class SoftTargetColumns:
                     f"{self.column} has {len(entry)} lines in a row of {expected} tokens: it needs one for each token, "
                     "special ones included, of the same tokenizer and truncation"
                 )
-            padding = num_tokens - len(entry)
-            on_the_left = mask is not None and bool(mask[number].any()) and not bool(mask[number, :padding].any())
-            start = padding if on_the_left else 0
+            start = first_token(len(entry), num_tokens, None if mask is None else mask[number])
             targets[number, start : start + len(entry)] = torch.from_numpy(entry)
         return targets
+
+
+def first_token(length: int, padded_length: int, attention_mask: Tensor | None) -> int:
+    """Find where a row's tokens begin in a padded batch.
+
+    Args:
+        length: of the row.
+        padded_length: of the batch.
+        attention_mask: the row's `(padded_length,)`; None is a batch whose padding is on the right.
+    """
+    padding = padded_length - length
+    if not padding or attention_mask is None or not bool(attention_mask.any()):
+        return 0
+    return 0 if bool(attention_mask[:padding].any()) else padding
 
 
 def _as_float_array(value: Any, column: str) -> np.ndarray | None:

@@ -1,7 +1,8 @@
 """Turn images into what a model sees, with random crops and flips that a resumed run repeats."""
 
+import copy
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -10,6 +11,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
+
+from hf_distill.data.identity import LABEL_COLUMNS, digests_with, file_bytes, identify, processor_settings
+
+TEACHER_PIXELS = "teacher_pixel_values"
 
 
 class ImageRows(Dataset):
@@ -64,6 +69,52 @@ class ImageRows(Dataset):
         """Choose the epoch whose augmentation the next rows get."""
         self._epoch.fill_(epoch)
 
+    @property
+    def is_augmented(self) -> bool:
+        """Tell whether the rows change from epoch to epoch."""
+        return bool(self.crop_padding or self.horizontal_flip)
+
+    def row_digests(self, columns: Collection[str] | None) -> np.ndarray:
+        """Digest what the rows of this epoch are made from: the images' files, the processors, the augmentation.
+
+        Args:
+            columns: of `pixel_values`, `teacher_pixel_values` and the columns kept those that count; None is all but
+                the labels.
+
+        Returns:
+            uint8 `(rows, 16)`; images that are augmented are other rows at another place and in another epoch.
+
+        Raises:
+            ValueError: the images have a transform, or a file cannot be read.
+        """
+        if self.rows.format["type"] == "custom":
+            raise ValueError(
+                "the images have a transform (set_transform), which may make others of them each time: take it off "
+                "with reset_format(), or leave precompute_teacher_logits out"
+            )
+        settings: dict[str, Any] = {}
+        if columns is None or "pixel_values" in columns:
+            settings["pixel_values"] = [self.num_channels, processor_settings(self.processor)]
+        if self.teacher_processors and (columns is None or TEACHER_PIXELS in columns):
+            settings[TEACHER_PIXELS] = [processor_settings(each) for each in self.teacher_processors]
+        if self.is_augmented:
+            settings["augmentation"] = [self.crop_padding, self.horizontal_flip, self.seed, int(self._epoch)]
+        kept = [name for name in self.kept if name not in LABEL_COLUMNS and (columns is None or name in columns)]
+        return digests_with(settings, self._row_contents(kept))
+
+    def without_teacher_views(self) -> "ImageRows":
+        """Return the same rows, in the same epochs, without `teacher_pixel_values`."""
+        rows = copy.copy(self)
+        rows.teacher_processors = ()
+        return rows
+
+    def _row_contents(self, kept: list[str]) -> Iterator[bytes]:
+        others = identify(self.rows, kept).digests if kept else None
+        tables = self.rows.select_columns(self.image_column).with_format("arrow").iter(256)
+        for row, image in enumerate(image for table in tables for image in table[self.image_column].to_pylist()):
+            place = row.to_bytes(8, "little") if self.is_augmented else b""
+            yield place + (b"" if others is None else others[row].tobytes()) + file_bytes(image)
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -90,7 +141,7 @@ class ImageRows(Dataset):
         for place, row in enumerate(rows):
             row |= {name: batch[name][place] for name in self.kept}
             if self.teacher_processors:
-                row["teacher_pixel_values"] = [view[place] for view in views[1:]]
+                row[TEACHER_PIXELS] = [view[place] for view in views[1:]]
         return rows
 
     def _augmented(self, image: np.ndarray, row: int) -> np.ndarray:

@@ -59,10 +59,11 @@ class FrozenTeacher:
         inputs_of_student = forward_parameters(student)
         is_alike = view is None and bool(inputs_of_student)
         self.own_entries = self.inputs - inputs_of_student if is_alike else set()
-        self._view = view
+        self.view = view
         self._student_device = device
         self._autocast_dtype = autocast_dtype if self.device.type != device.type else None
-        self._label_index = None if label_index is None else torch.tensor(label_index, device=device)
+        self.label_index = None if label_index is None else list(label_index)
+        self._columns = None if label_index is None else torch.tensor(label_index, device=device)
         self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
     def start(self, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
@@ -100,14 +101,14 @@ class FrozenTeacher:
         return self.start(inputs)()[0]
 
     def _view_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        if self._view is None:
+        if self.view is None:
             return inputs
         if TEACHER_INPUTS not in inputs:
             raise ValueError(
                 f"the batch has no {TEACHER_INPUTS!r}, only {', '.join(inputs)}: the teacher has a processor of its "
                 "own, whose view of the rows the data collator must add (TeacherViews)"
             )
-        view: Mapping[str, Any] = inputs[TEACHER_INPUTS][self._view]
+        view: Mapping[str, Any] = inputs[TEACHER_INPUTS][self.view]
         return view
 
     def _run(self, transfer: Transfer, positions: Tensor | None) -> Tensor:
@@ -116,8 +117,8 @@ class FrozenTeacher:
         with torch.no_grad(), self._autocast():
             outputs: Any = self.model(**transfer.finish())
             logits = transfer.back(logits_of(outputs))
-            if self._label_index is not None:
-                logits = logits.index_select(-1, self._label_index)
+            if self._columns is not None:
+                logits = logits.index_select(-1, self._columns)
             return logits if positions is None else select_positions(logits, positions)[0]
 
     def _autocast(self) -> contextlib.AbstractContextManager:

@@ -25,7 +25,7 @@ class CallableTeacher:
 
     def __init__(self, function: Callable[[dict[str, Any]], Tensor], num_labels: int | None, device: torch.device):
         self.own_entries: set[str] = set()
-        self._function = function
+        self.function = function
         self._num_labels = num_labels
         self._device = device
 
@@ -47,7 +47,7 @@ class CallableTeacher:
 
     def _call(self, inputs: dict[str, Any]) -> Any:
         with torch.no_grad():
-            return self._function(inputs)
+            return self.function(inputs)
 
     def _checked(self, logits: Any) -> Tensor:
         expected = f"a tensor of shape (batch, {self._num_labels or 'num_labels'}), for tokens (batch, tokens, ...)"

@@ -67,7 +67,7 @@ def task_of(model: nn.Module) -> str:
     Raises:
         ValueError: it belongs to none of `AUTO_CLASSES`.
     """
-    base: Any = _unwrapped(model)
+    base: Any = unwrapped(model)
     for task, auto_class in AUTO_CLASSES.items():
         classes = auto_class._model_mapping.get(type(getattr(base, "config", None)), ())
         if type(base) in (classes if isinstance(classes, tuple) else (classes,)):
@@ -80,7 +80,7 @@ def task_of(model: nn.Module) -> str:
 
 def forward_parameters(model: nn.Module) -> set[str]:
     """Name the inputs that a model's `forward` takes, labels excepted; none if it takes any, by `**kwargs` alone."""
-    parameters = inspect.signature(_unwrapped(model).forward).parameters.values()
+    parameters = inspect.signature(unwrapped(model).forward).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named - {"labels"}
 
@@ -130,7 +130,7 @@ def _whole_in_each_process() -> Iterator[None]:
             deepspeed_integration.set_hf_deepspeed_config(of_run())
 
 
-def _unwrapped(model: nn.Module) -> Any:
+def unwrapped(model: nn.Module) -> Any:
     """Return the model that torch.compile or PEFT wraps, or the model itself."""
     model = getattr(model, "_orig_mod", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]

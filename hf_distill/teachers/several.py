@@ -21,6 +21,52 @@ class SpecialistAtWork:
     oversampling: float
 
 
+@dataclass(frozen=True)
+class Panel:
+    """How what several teachers say becomes one set of soft targets; it needs no models.
+
+    Attributes:
+        num_generalists: how many of the members know all labels; they come first.
+        specialists: for each of the others the student's classes that it knows, and its oversampling.
+        weights: of the generalists; they sum to 1.
+        combination: the kind of mean, `arithmetic` or `geometric`.
+    """
+
+    num_generalists: int
+    specialists: tuple[tuple[list[int], float], ...]
+    weights: tuple[float, ...]
+    combination: Literal["arithmetic", "geometric"]
+
+    def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
+        """See `Teaching.combine`.
+
+        Raises:
+            ValueError: specialists are asked about something other than one class of several.
+        """
+        generalists, specialists = members[: self.num_generalists], members[self.num_generalists :]
+        if len(generalists) == 1:
+            together = generalists[0]
+        else:
+            together = combine_logits(generalists, self.weights, temperature, problem_type, self.combination)
+        if not specialists:
+            return together
+        if problem_type != "single_label_classification":
+            raise ValueError(f"specialists tell classes apart that exclude each other; {problem_type} has none")
+        corrected = [
+            corrected_dustbin(logits, oversampling)
+            for logits, (_, oversampling) in zip(specialists, self.specialists, strict=True)
+        ]
+        return combine_specialists(together, corrected, [classes for classes, _ in self.specialists], temperature)
+
+    def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
+        """See `Teaching.judged`: each generalist, and all together."""
+        count = self.num_generalists
+        each = {f"teacher {place + 1} of {count}": members[place] for place in range(count)}
+        if count == 1:  # with specialists beside it
+            each = {"the teacher of all classes": members[0]}
+        return {**each, "all teachers together": self.combine(members, 1.0, problem_type)}
+
+
 class SeveralTeachers:
     """One set of soft targets from several teachers.
 
@@ -53,46 +99,30 @@ class SeveralTeachers:
         self.specialists = list(specialists)
         self.weights = check_weights(weights, len(generalists))
         self.combination = combination
-        self.own_entries = set().union(*(teacher.own_entries for teacher in self._members()))
+        self.panel = Panel(
+            len(self.generalists),
+            tuple((specialist.classes, specialist.oversampling) for specialist in specialists),
+            self.weights,
+            combination,
+        )
+        self.own_entries = set().union(*(teacher.own_entries for teacher in self.members()))
 
     def start(self, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
         """See `Teaching.start`; generalists come first."""
-        started = [teacher.start(inputs) for teacher in self._members()]
+        started = [teacher.start(inputs) for teacher in self.members()]
         return lambda: [logits for pending in started for logits in pending()]
 
     def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
-        """See `Teaching.combine`.
-
-        Raises:
-            ValueError: specialists are asked about something other than one class of several.
-        """
-        generalists, specialists = members[: len(self.generalists)], members[len(self.generalists) :]
-        if len(generalists) == 1:
-            together = generalists[0]
-        else:
-            together = combine_logits(generalists, self.weights, temperature, problem_type, self.combination)
-        if not specialists:
-            return together
-        if problem_type != "single_label_classification":
-            raise ValueError(f"specialists tell classes apart that exclude each other; {problem_type} has none")
-        corrected = [
-            corrected_dustbin(logits, specialist.oversampling)
-            for logits, specialist in zip(specialists, self.specialists, strict=True)
-        ]
-        classes = [specialist.classes for specialist in self.specialists]
-        return combine_specialists(together, corrected, classes, temperature)
+        """See `Teaching.combine` and `Panel.combine`."""
+        return self.panel.combine(members, temperature, problem_type)
 
     def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
-        """See `Teaching.judged`: each generalist, and all together."""
-        count = len(self.generalists)
-        each = {f"teacher {place + 1} of {count}": members[place] for place in range(count)}
-        if count == 1:  # with specialists beside it
-            each = {"the teacher of all classes": members[0]}
-        return {**each, "all teachers together": self.combine(members, 1.0, problem_type)}
+        """See `Teaching.judged` and `Panel.judged`."""
+        return self.panel.judged(members, problem_type)
 
     def mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """See `Teaching.mask`: what all members have a soft target for."""
-        masks = [mask for mask in (teacher.mask(inputs) for teacher in self._members()) if mask is not None]
+        masks = [mask for mask in (teacher.mask(inputs) for teacher in self.members()) if mask is not None]
         if not masks:
             return None
         together = masks[0]
@@ -100,5 +130,6 @@ class SeveralTeachers:
             together = together & mask
         return together
 
-    def _members(self) -> list[FrozenTeacher]:
+    def members(self) -> list[FrozenTeacher]:
+        """Return the teachers in the order of what `start` leads to: generalists come first."""
         return [*self.generalists, *(specialist.teacher for specialist in self.specialists)]
