@@ -5,11 +5,14 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from hf_distill import __version__
+
+if TYPE_CHECKING:
+    from hf_distill.publishing.hub import Published
 
 app = typer.Typer(
     name="hf-distill",
@@ -74,7 +77,7 @@ def train(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train teacher, student and baseline, and print how they compare.
+    """Train teacher, student and baseline, print how they compare, and publish the student if the recipe names a hub.
 
     The same command goes on where a run was stopped.
     """
@@ -83,15 +86,19 @@ def train(
     loaded = load_recipe(recipe, overrides or [])
     from accelerate import PartialState
 
-    from hf_distill.run import distill
+    from hf_distill.run import distill, publish_student
 
     results = distill(loaded, recipe_name(recipe), overwrite=overwrite)
-    if PartialState().is_main_process:
+    is_main = PartialState().is_main_process
+    if is_main:
         from hf_distill.evaluation.report import results_table, summary
 
         _print_table(*results_table(results))
         typer.echo(summary(results))
         typer.echo(f"The student is in {Path(loaded.output_dir) / 'student'}, all results in results.json beside it.")
+        from hf_distill.publishing.run_card import licence_lines
+
+        _warn_of(licence_lines(loaded, results))
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -101,6 +108,105 @@ def train(
         distributed.barrier()
         time.sleep(1)
         distributed.destroy_process_group()
+    published = publish_student(loaded) if is_main else None
+    if published is not None:
+        _print_published(published)
+
+
+@app.command()
+def card(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="The output folder of a finished `hf-distill train`.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Write FILE.md, and what it is made from into the folder FILE."),
+    ] = None,
+    repo_id: Annotated[
+        str | None, typer.Option("--repo-id", metavar="NAME", help="namespace/name, for the card's title and snippets.")
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option("--verify", metavar="NAME", help="No RUN: compare a published card with its results.json."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="With --verify: a branch, tag or commit; else main.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Make the model card of a run anew, from its recipe.yaml and results.json alone.
+
+    It goes into the student's README.md, where text that you have added stays, or into --output FILE.md.
+    """
+    if (run is None) == (verify is None) or (verify is not None and (output or repo_id)):
+        raise ValueError("expected RUN, to make its card, or --verify NAME alone, to check one on the Hub")
+    if verify is not None:
+        _verify_card(verify, revision)
+        return
+    if revision is not None:
+        raise ValueError("--revision belongs to --verify: a run has none")
+    assert run is not None
+    from hf_distill.publishing.run_card import export_card, save_card
+
+    if output is None:
+        output, made = save_card(run, repo_id=repo_id)
+    else:
+        made = export_card(run, output, repo_id=repo_id)
+    typer.echo(f"{output}")
+    _warn_of(made.objections)
+
+
+def _verify_card(repo_id: str, revision: str | None) -> None:
+    from hf_distill.evaluation.results import Results
+    from hf_distill.publishing.hub import download_texts
+    from hf_distill.publishing.model_card import verify
+
+    card, results = download_texts(repo_id, ("README.md", "results.json"), revision).values()
+    differences = verify(card, Results.from_json(results))
+    for line in differences:
+        typer.echo(line)
+    if differences:
+        raise typer.Exit(1)
+    typer.echo(f"The numbers in the card of {repo_id} are those of its results.json.")
+
+
+@app.command()
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a finished `hf-distill train`.")],
+    repo_id: Annotated[
+        str, typer.Option("--repo-id", metavar="NAME", help="name (in your own namespace) or namespace/name.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="BRANCH", help="A branch, made if there is none; else main.")
+    ] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Propose the student by a pull request.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that hf-distill has not made.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would go out into an empty repository; the Hub is not asked.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Publish the student of a finished run on the Hub, in one commit.
+
+    Weights, processor, model card, recipe.yaml, results.json and the training curves go out; files with keys, paths or
+    names of this machine do not. The same command again does nothing twice, and text that you add to README.md stays.
+    """
+    from hf_distill.publishing.hub import outgoing, publish
+    from hf_distill.publishing.repository import Destination
+
+    to = Destination(repo_id, private or None, revision, create_pr, overwrite)
+    if not dry_run:
+        published = publish(run, to)
+        _warn_of(list(published.objections))
+        _print_published(published)
+        return
+    files = outgoing(run, to)
+    for file in files:
+        typer.echo(f"{file.size:>15,}  {file.path_in_repo}")
+    typer.echo(f"{sum(file.size for file in files):>15,}  bytes in {len(files)} files would go to {repo_id}")
 
 
 @app.command()
@@ -152,6 +258,24 @@ def copy_recipe(
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(known[name], target)
     typer.echo(f"{target}")
+
+
+def _print_published(published: "Published") -> None:
+    where, number = published.repo_id, len(published.files)
+    if not published.files and not published.removed:
+        typer.echo(f"Nothing to push, {where} holds this student already: {published.url}")
+        return
+    done = f"{number} {'file' if number == 1 else 'files'} {'proposed' if published.pull_request else 'pushed'}"
+    typer.echo(f"{done} to {where} in commit {published.commit[:8]}: {published.url}")
+    if published.removed:
+        typer.echo(f"Removed there, left by another model: {', '.join(published.removed)}")
+    for remark in published.remarks:
+        typer.echo(f"note: {' '.join(remark.split())}", err=True)
+
+
+def _warn_of(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(f"warning: {line}", err=True)
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:

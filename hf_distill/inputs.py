@@ -21,6 +21,7 @@ import hf_distill.models  # noqa: F401  (registers the architectures that Transf
 from hf_distill.data.loading import Splits
 from hf_distill.data.text import tokenize_text, tokenize_words
 from hf_distill.data.vision import ImageRows, check_images
+from hf_distill.models import GreyImageProcessor, MLPConfig
 from hf_distill.recipe import Augment, Recipe, Student, Teacher
 from hf_distill.teachers.own_inputs import difference, most_tokens
 
@@ -190,6 +191,8 @@ class Inputs:
             "image_std": getattr(like, "image_std", None) or [0.5] * channels,
         }
         given = self._recipe.data.processor if isinstance(self._recipe.data.processor, dict) else {}
+        if channels == 1 and all(config.model_type == MLPConfig.model_type for config in _model_configs(self._recipe)):
+            return GreyImageProcessor(**{**fields, **given})
         # The PIL processor, whether torchvision is there or not: both resize, but not to the same last bit.
         return get_image_processor_class_from_name("ViTImageProcessorPil")(**{**fields, **given})
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
 from hf_distill.models.auto import AUTO_CLASSES
-from hf_distill.recipe import Recipe, Stage, Student, Teacher
+from hf_distill.recipe import Hub, Recipe, Stage, Student, Teacher
 from hf_distill.students.building import model_from_config, student_from_teacher
 from hf_distill.teachers.memory import device_name, memory_needed
 from hf_distill.teachers.placement import check_placement_words
@@ -43,6 +43,7 @@ def plan(recipe: Recipe) -> list[tuple[str, str]]:
         ("metrics", ", ".join(recipe.metrics)),
         *_placement(recipe),
         ("output", _output(recipe)),
+        *([("hub", _hub(recipe.hub))] if recipe.hub else []),
     ]
 
 
@@ -152,6 +153,12 @@ def _model(section: Teacher | Student) -> str:
 def _settings(settings: dict[str, Any], *without: str) -> str:
     shown = [f"{name} {value}" for name, value in settings.items() if name not in (*_SHOWN_APART, *without)]
     return ", ".join(shown) or "default settings"
+
+
+def _hub(hub: Hub) -> str:
+    parts = [f"the student to {hub.repo_id}", *([f"branch {hub.revision}"] if hub.revision else [])]
+    parts += ["by a pull request"] * hub.create_pr + ["private if it is new"] * bool(hub.private)
+    return ", ".join(parts)
 
 
 def _output(recipe: Recipe) -> str:

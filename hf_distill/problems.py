@@ -140,9 +140,12 @@ OF_DISTILLATION = (
 )
 # These say something of the teachers that a recipe names; a later student is taught by the one before it.
 OF_THE_FIRST_TEACHERS = ("teacher_combination", "teacher_label_map", "teacher_weights")
+_PUBLISHING = "is the run's own: name the repository at the top of the recipe, hub: {repo_id: ...}"
 _OF_THE_RUN = {
     "output_dir": "is the run's own: set output_dir at the top of the recipe",
-    "push_to_hub": "is not done from a recipe: publish the folder student/ of the finished run",
+    "push_to_hub": _PUBLISHING,
+    **{f"hub_{name}": _PUBLISHING for name in ("model_id", "strategy", "private_repo", "always_push", "revision")},
+    "hub_token": "is a secret, and a recipe is published: log in with `hf auth login`, or set HF_TOKEN",
     "resume_from_checkpoint": "is not needed: the same command goes on where a run was stopped",
     "teacher_input_columns": "is the run's own: name the columns of the data under data",
     "teacher_max_length": "is the run's own: set data.max_length",

@@ -1,5 +1,7 @@
 """A recipe: the YAML file that says what is distilled into what, on which data, and how."""
 
+import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +22,8 @@ from hf_distill.problems import (
 
 _BUNDLED = Path(__file__).parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent / "recipes"  # in a clone
+# Keys that say nothing of what is trained, and how.
+_NOT_OF_THE_TRAINING = {"output_dir", "hub"}
 # Keys of a section that exclude each other: naming one on the command line takes the place of the others.
 _EXCLUSIVE = {
     "data": ("dataset", "path"),
@@ -145,6 +149,41 @@ class Stage(Student):
     )
 
 
+class Hub(_Section):
+    """Where `train` publishes the student at its end."""
+
+    repo_id: str = Field(description="name (in your own namespace) or namespace/name.")
+    private: bool | None = Field(None, description="Whether a new repository is seen by its owner alone.")
+    revision: str | None = Field(None, description="Branch, made if there is none; main by default.")
+    create_pr: bool = Field(False, description="Propose the student by a pull request.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Hub":
+        check_destination_words(self.repo_id, self.revision, create_pr=self.create_pr)
+        return self
+
+
+def check_destination_words(repo_id: str, revision: str | None, *, create_pr: bool) -> None:
+    """Refuse names that no repository or branch on the Hub can have.
+
+    Raises:
+        ValueError: with what is wrong.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(
+            f"{repo_id!r} can be no repository's name: expected name or namespace/name, each of at most 96 letters, "
+            "digits, '-', '_' and '.' (but no '--' and no '..')"
+        ) from error
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        raise ValueError(f"revision {revision} is a commit, and nothing is added to one: name a branch")
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"a pull request goes to main: leave out create_pr, or the revision {revision!r}")
+
+
 def _how_many(value: Any) -> str:
     return SEVERAL if isinstance(value, list) else ONE
 
@@ -167,6 +206,7 @@ class Recipe(_Section):
     training: dict[str, Any] = Field(default_factory=dict, description="Fields of DistillationConfig.")
     metrics: list[str] = Field(["accuracy", "f1"], min_length=1, description="accuracy, f1, or Hub ids of metrics.")
     output_dir: str = Field(description="Folder of the run.")
+    hub: Hub | None = Field(None, description="Where to publish the student at the end.")
 
     @property
     def is_text(self) -> bool:
@@ -295,15 +335,16 @@ def command_for(recipe: Recipe, name: str) -> str:
     original = flat(load_recipe(name).model_dump())
     changed = {
         key: value
-        for key, value in flat(recipe.model_dump(exclude={"output_dir"})).items()
+        for key, value in flat(recipe.model_dump(exclude=_NOT_OF_THE_TRAINING)).items()
         if value is not None and value != original.get(key)
     }
-    return " ".join(["hf-distill train", name, *(f"{key}={_on_command_line(value)}" for key, value in changed.items())])
+    overrides = (shlex.quote(f"{key}={_on_command_line(value)}") for key, value in changed.items())
+    return " ".join(["hf-distill train", name, *overrides])
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:
-    """List the settings in which two recipes differ, the output folder aside."""
-    before, after = flat(old.model_dump(exclude={"output_dir"})), flat(new.model_dump(exclude={"output_dir"}))
+    """List the settings in which two recipes differ, leaving out where the student goes, here and on the Hub."""
+    before, after = (flat(recipe.model_dump(exclude=_NOT_OF_THE_TRAINING)) for recipe in (old, new))
     return [
         f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"
         for key in sorted(before.keys() | after.keys())

@@ -2,33 +2,33 @@
 
 import contextlib
 import json
-import os
-import platform
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import datasets
 import numpy as np
 import torch
-import transformers
 from accelerate import PartialState
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-import hf_distill
 from hf_distill.casting import Cast, Member, column_of, in_the_students_order, is_specialist
 from hf_distill.config import DistillationConfig
 from hf_distill.data.labels import MISSING_LABEL
 from hf_distill.data.loading import Splits, fingerprint, load_rows, prepare_splits
+from hf_distill.environment import environment
 from hf_distill.evaluation.measuring import Metrics, agreement, of_the_same
-from hf_distill.evaluation.results import ModelResult, Results, gap_closed
+from hf_distill.evaluation.results import ModelResult, Results, curve, gap_closed
 from hf_distill.inputs import Inputs, Section
+from hf_distill.lineage import NOWHERE, data_origin, model_origin
 from hf_distill.models.auto import AUTO_CLASSES
-from hf_distill.publishing.model_card import model_card
-from hf_distill.recipe import Augment, Recipe, Teacher, command_for
+from hf_distill.publishing.curves import PLOT
+from hf_distill.publishing.hub import Published, check_destination, publish
+from hf_distill.publishing.repository import Destination
+from hf_distill.publishing.run_card import card_of, licence_in, write_card
+from hf_distill.recipe import Augment, Hub, Recipe, Student, Teacher
 from hf_distill.settings import NOT_TRAINING, arguments
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.workspace import Checkpoint, Workspace, write_whole
@@ -38,7 +38,8 @@ def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
     """Run a recipe: teacher, student, baseline, results.
 
     What is finished in the output folder is kept, and a stage that was stopped goes on at its last checkpoint, with
-    the same final weights as if it had not been.
+    the same final weights as if it had not been. If the student is to be published (`publish_student`, afterwards), it
+    is found out first whether that is possible.
 
     Args:
         recipe: what to do.
@@ -46,10 +47,13 @@ def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
         overwrite: delete a run with other settings in the same output folder.
 
     Raises:
-        ValueError: something in the data, the models or the output folder is not as it should be.
+        ValueError: something in the data, the models or the output folder is not as it should be, or the student could
+            not be published.
     """
     folder = Path(recipe.output_dir).expanduser()
     _ = arguments(recipe, "student", folder).device  # settles on which devices, before any process waits for another
+    if recipe.hub is not None and PartialState().is_main_process:
+        check_destination(_destination(recipe.hub))
     with _held(folder, recipe, overwrite) as workspace:
         data = recipe.data
         rows = load_rows(dataset=data.dataset, name=data.name, revision=data.revision, path=data.path)
@@ -63,7 +67,28 @@ def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
         metrics = Metrics(recipe.metrics, splits.label_names)
         with PartialState().main_process_first():
             inputs = Inputs(recipe, splits)
-        return _Run(recipe, name, workspace, splits, inputs, metrics).results()
+        origin = data_origin(data.dataset, data.revision, rows)
+        return _Run(recipe, name, workspace, splits, inputs, metrics, origin).results()
+
+
+def publish_student(recipe: Recipe) -> Published | None:
+    """Publish the student of a finished run where its recipe says; None if it says nothing.
+
+    Raises:
+        ValueError: it was not published, and why; the run is whole, and the message has the command that tries again.
+    """
+    if recipe.hub is None:
+        return None
+    folder, to = Path(recipe.output_dir).expanduser(), _destination(recipe.hub)
+    try:
+        return publish(folder, to)
+    except ValueError as error:
+        command = shlex.join(["hf-distill", "push", str(folder), *to.options()])
+        raise ValueError(f"{error}\nthe run is whole, and was not published; to try that again: {command}") from error
+
+
+def _destination(hub: Hub) -> Destination:
+    return Destination(hub.repo_id, private=hub.private, revision=hub.revision, create_pr=hub.create_pr)
 
 
 class _Run:
@@ -77,6 +102,7 @@ class _Run:
         splits: Splits,
         inputs: Inputs,
         metrics: Metrics,
+        origin: dict[str, Any],
     ) -> None:
         self.recipe = recipe
         self.name = name
@@ -85,6 +111,9 @@ class _Run:
         self.cast = Cast(recipe, splits)
         self.inputs = inputs
         self.metrics = metrics
+        self._data_origin = origin
+        self._origins: dict[int, dict[str, Any]] = {}  # by the section of the recipe
+        self._curves: dict[str, list[dict[str, float]]] = {}  # by the stage
 
     def results(self) -> Results:
         """Go through the stages, write results.json and the card."""
@@ -140,10 +169,13 @@ class _Run:
             data=facts,
             teachers=each,
             stages=students,
+            lineage=self._lineage(model),
+            curves=self._curves,
         )
         if PartialState().is_main_process:
-            card = model_card(self.recipe.model_dump(), results, command_for(self.recipe, self.name))
-            card.save(self.workspace.model_folder("student") / "README.md")
+            folder = self.workspace.model_folder("student")
+            readme = folder / "README.md"
+            write_card(card_of(self.recipe, results, license=licence_in(readme)), readme, folder / PLOT)
             self.workspace.write_results(results.to_json())
         return results
 
@@ -157,6 +189,7 @@ class _Run:
             stage = stages.get(id(section))
             if stage is None:
                 members.append(Member(section, self.cast.ready_teacher(section), section.model, None))
+                self._note_origin(section, [])
             else:
                 model, seconds = self._trained(stage, section, partial(self.cast.new_model, section), [])
                 members.append(Member(section, model, str(self.workspace.model_folder(stage)), seconds))
@@ -170,10 +203,13 @@ class _Run:
         """Return a stage's trained model and the seconds that it took, trained now or before."""
         record = self.workspace.record(stage)
         if record is not None:
+            self._origins.setdefault(id(section), record.get("origin", NOWHERE))
+            self._curves[stage] = curve(record["log_history"])
             return self._load(self.workspace.model_folder(stage)), record["train_seconds"]
         args = arguments(self.recipe, stage, self.workspace.checkpoints(stage))
         set_seed(args.seed)
         model = build()
+        self._note_origin(section, members)
         checkpoint = self.workspace.last_checkpoint(stage)
         clock = _Clock(0.0 if checkpoint is None else checkpoint.seconds)
         augment = self.recipe.data.augment
@@ -199,6 +235,7 @@ class _Run:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
             history = trainer.state.log_history
         seconds = round(clock.seconds(), 3)
+        self._curves[stage] = curve(history)
 
         def save(folder: Path) -> None:
             trainer.save_model(str(folder))
@@ -206,7 +243,8 @@ class _Run:
 
         PartialState().wait_for_everyone()  # until no one writes into the checkpoints that are dropped now
         if PartialState().is_main_process:
-            self.workspace.finish(stage, save, {"train_seconds": seconds, "log_history": history})
+            record = {"train_seconds": seconds, "log_history": history, "origin": self._origins[id(section)]}
+            self.workspace.finish(stage, save, record)
         else:
             trainer.save_model(str(self.workspace.path))  # writes nothing, but gathers weights that are sharded
         PartialState().wait_for_everyone()
@@ -254,6 +292,35 @@ class _Run:
     def _load(self, folder: Path) -> PreTrainedModel:
         return AUTO_CLASSES[self.recipe.task].from_pretrained(str(folder), dtype=torch.float32)
 
+    # ---- Where it all comes from ----
+
+    def _note_origin(self, section: Section, members: Sequence[Member]) -> None:
+        """Remember where a model comes from that has just been built; a baseline comes from where its student does."""
+        if id(section) in self._origins:
+            return
+        if isinstance(section, Student) and section.from_teacher is not None:
+            self._origins[id(section)] = self._origins[id(members[0].section)]
+        elif PartialState().is_main_process:  # the others write nothing
+            self._origins[id(section)] = model_origin(section.model, section.revision)
+        else:
+            self._origins[id(section)] = dict(NOWHERE)
+
+    def _lineage(self, student: PreTrainedModel) -> dict[str, Any]:
+        seeds = {
+            id(section): arguments(self.recipe, stage, self.workspace.checkpoints(stage)).seed
+            for stage, section in {**self.recipe.teacher_stages(), **self.recipe.student_stages()}.items()
+        }
+
+        def entry(section: Section) -> dict[str, Any]:
+            return {**self._origins[id(section)], "seed": seeds.get(id(section))}
+
+        return {
+            "teachers": [entry(section) for section in self.recipe.teachers],
+            "stages": [entry(section) for section in self.recipe.stages],
+            "student": {**entry(self.recipe.student), "model_type": student.config.model_type},
+            "dataset": self._data_origin,
+        }
+
     # ---- Results ----
 
     def _judged(self, members: Sequence[Member]) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -295,11 +362,16 @@ class _Run:
         labels = self.splits.train.with_format("numpy")[:]["labels"]
         missing = [bool(np.all(np.asarray(row) == MISSING_LABEL)) for row in labels]
         judged = self.splits.evaluation if self.splits.test is None else self.splits.test
+        judged_labels = judged.with_format(None)["labels"]
+        is_image = not self.recipe.is_text
         return {
             "num_train_rows": len(self.splits.train),
             "num_eval_rows": len(judged),
+            "num_eval_labels": sum(int(np.sum(np.asarray(row) != MISSING_LABEL)) for row in judged_labels),
             "unlabelled_share": sum(missing) / len(missing),
             "label_names": list(self.splits.label_names),
+            "inputs": list(self.splits.columns.inputs),
+            **({"num_channels": self.inputs.reader(self.recipe.student).num_channels} if is_image else {}),
         }
 
 
@@ -345,20 +417,6 @@ def _held(folder: Path, recipe: Recipe, overwrite: bool) -> Any:
         yield workspace
     finally:
         workspace.release()
-
-
-def environment() -> dict[str, str]:
-    """Return the versions and the hardware that results depend on."""
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    return {
-        "hf_distill": hf_distill.__version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "datasets": datasets.__version__,
-        "accelerate": accelerate.__version__,
-        "python": platform.python_version(),
-        "hardware": hardware,
-    }
 
 
 def _best(checkpoint: Checkpoint, args: DistillationConfig) -> Path:

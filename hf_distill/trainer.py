@@ -9,7 +9,8 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from hf_distill.config import DistillationConfig
 from hf_distill.objective.losses import MISSING_LABEL, ProblemType, label_loss, label_mask, soft_target_loss
-from hf_distill.taught import REPEATED_ROWS, TaughtTrainer
+from hf_distill.published import PublishedTrainer
+from hf_distill.taught import REPEATED_ROWS
 from hf_distill.teachers.loading import logits_of
 
 
@@ -22,7 +23,7 @@ class LossSums(NamedTuple):
     num_labels: Tensor
 
 
-class DistillationTrainer(TaughtTrainer):
+class DistillationTrainer(PublishedTrainer):
     """Train a student classifier with a teacher's soft targets and, where there are any, labels.
 
     The loss is `alpha * label_loss + (1 - alpha) * T^2 * KL(teacher / T || student / T)`, each term a mean over the
@@ -39,8 +40,9 @@ class DistillationTrainer(TaughtTrainer):
         model: the student, a sequence, token or image classifier.
         teacher: a model (it is frozen, put in its place and, with `teacher_dtype`, converted, all in place); the Hub id
             or folder of one; a list of these, whose probabilities are averaged, and of `Specialist`; or a function
-            from a batch to logits. None if the data have a column `teacher_logits` or `teacher_probs`, or if `alpha`
-            is 1.
+            from a batch to logits. None if the data have a column `teacher_logits` or `teacher_probs`, if
+            `precompute_teacher_logits` is to find in `teacher_logits_dir` what another run's teacher has said, or if
+            `alpha` is 1.
         args: the settings; by default those of `DistillationConfig`.
         compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, in the place of the label loss. It is
             called for each micro-batch with the number of labels in it, and its value weighted by that number.
@@ -209,12 +211,16 @@ class DistillationTrainer(TaughtTrainer):
         """Train the student; see `Trainer.train`.
 
         Before the first step the teacher is run once over the evaluation set, if there is one with labels
-        (`teacher_quality` holds what was found, of several sets the last); a resumed run does not repeat it.
+        (`teacher_quality` holds what was found, of several sets the last); a resumed run does not repeat it. With
+        `precompute_teacher_logits` it is run over all rows that `teacher_logits_dir` lacks, and then let go: `teacher`
+        is None from there on.
 
         Raises:
-            ValueError: the teacher's logits are not numbers, or its predictions are no better than chance and
-                `allow_untrained_teacher` is not set.
+            ValueError: the teacher's logits are not numbers, its predictions are no better than chance and
+                `allow_untrained_teacher` is not set, or its soft targets cannot be precomputed.
         """
+        if self.args.precompute_teacher_logits and self.args.uses_teacher:
+            self.precompute_teacher_logits()
         self._teacher_was_checked = False
         self._reset_loss_parts()
         if self._teaching is not None and self.eval_dataset is not None and not resume_from_checkpoint:

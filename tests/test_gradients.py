@@ -32,6 +32,7 @@ def test_accumulated_gradient_is_the_full_batchs(family, kind, case):
     assert distance <= gradients.LIMIT
 
 
+@pytest.mark.slow
 def test_gradient_of_several_processes_is_the_full_batchs(tmp_path):
     """DDP averages gradients, which is wrong where processes have different numbers of labels.
 

@@ -1,5 +1,6 @@
 """A recipe is read as it is written, or refused with all its problems at once."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -136,7 +137,8 @@ class TestProblems:
     def test_a_key_unlike_any_other_is_shown_those_that_there_are(self):
         """A key that is ignored changes nothing, and nobody knows."""
         assert problems(("baseline: true", "qqq: 1")) == [
-            "qqq: unknown key; known are task, data, teacher, stages, student, baseline, training, metrics, output_dir"
+            "qqq: unknown key; known are task, data, teacher, stages, student, baseline, training, metrics, "
+            "output_dir, hub"
         ]
         assert problems(("alpha: 0.1", "qqq: 1")) == [
             "training.qqq: unknown key; known are the fields of transformers' TrainingArguments"
@@ -484,6 +486,12 @@ class TestSeveralTeachersAndStages:
         )
         command = command_for(recipe, "vision/mnist_ensemble")
         assert command == "hf-distill train vision/mnist_ensemble teacher.0.model=ready teacher.1.training.seed=5"
+
+    def test_a_command_can_be_given_to_a_shell(self):
+        """A list of layers that the shell takes apart, in a published card."""
+        recipe = load_recipe("text/sst2_minilm", ["student.from_teacher.layers=[1, 3]"])
+        command = command_for(recipe, "text/sst2_minilm")
+        assert shlex.split(command)[2:] == ["text/sst2_minilm", "student.from_teacher.layers=[1, 3]"]
 
     @pytest.mark.parametrize(
         ("sections", "message"),

@@ -1,6 +1,7 @@
 """Results on disk and in tables."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,13 @@ def results(*, with_baseline: bool = True, ready_teacher: bool = False, teacher_
     )
 
 
-@pytest.mark.parametrize("found", [results(), results(with_baseline=False, ready_teacher=True)])
+def with_origins() -> Results:
+    origin = {"model": "a/b", "revision": "0" * 40, "license": "mit", "seed": 42}
+    lineage = {"teachers": [origin], "stages": [], "student": origin, "dataset": {"id": "a/c", "revision": None}}
+    return replace(results(), lineage=lineage, curves={"student": [{"step": 10, "loss": 0.1 + 0.2}]})
+
+
+@pytest.mark.parametrize("found", [results(), results(with_baseline=False, ready_teacher=True), with_origins()])
 def test_results_come_back_from_json_as_they_were(found):
     """A model's results that come back as a dictionary, or numbers that are rounded."""
     text = found.to_json()
@@ -34,6 +41,24 @@ def test_results_come_back_from_json_as_they_were(found):
     Path("run").mkdir()
     Path("run/results.json").write_text(text)
     assert Results.read(Path("run")) == found
+
+
+def test_results_of_a_run_before_lineage_and_curves_are_read():
+    """A card that can no longer be made of a run that took hours."""
+    kept = json.loads(results().to_json())
+    for name in ("lineage", "curves", "teachers", "stages"):
+        del kept[name]
+    assert Results.from_json(json.dumps(kept)) == results()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1, 2]", "{}", "null", '{"student": {"metrics": {}}}', results().to_json().replace('"task"', '"mission"')],
+)
+def test_what_is_no_results_is_a_line_to_read(text):
+    """A KeyError for a file that was cut off, or that a later version has written."""
+    with pytest.raises(ValueError, match=r"^results\.json (is not valid JSON|was not written by)"):
+        Results.from_json(text)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """What a run found, and its form on disk."""
 
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+_MOST_POINTS = 500  # of a stage's curve: a picture shows no more, and results.json stays small
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,11 @@ class Results:
         data: rows of each split, and the part of the training rows that has no label.
         teachers: each of several teachers alone, by name; `teacher` is then all of them together.
         stages: the students on the way to the last one, by name.
+        lineage: where the weights and the data come from. `teachers`, `stages` and `student` (the last one a mapping,
+            the others a list in the recipe's order) have `model` (a Hub id, None for a new model, a column or a local
+            folder), `revision` (its commit), `license` (None where unknown) and `seed` of the training done here;
+            `dataset` has `id` and `revision`. No local path is in it.
+        curves: what each trained stage logged, by step; see `curve`.
     """
 
     task: str
@@ -54,6 +63,8 @@ class Results:
     data: dict[str, Any]
     teachers: dict[str, ModelResult] = field(default_factory=dict)
     stages: dict[str, ModelResult] = field(default_factory=dict)
+    lineage: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, ModelResult]:
@@ -67,19 +78,33 @@ class Results:
 
     @classmethod
     def from_json(cls, text: str) -> "Results":
-        """Read back what `to_json` wrote."""
-        fields = json.loads(text)
-        for role in ("teacher", "student", "baseline"):
-            if fields[role] is not None:
-                fields[role] = ModelResult(**fields[role])
-        for group in ("teachers", "stages"):
-            fields[group] = {name: ModelResult(**model) for name, model in fields.get(group, {}).items()}
-        return cls(**fields)
+        """Read back what `to_json` wrote.
+
+        Raises:
+            ValueError: it did not write this.
+        """
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"results.json is not valid JSON: {error}") from error
+        known = {each.name for each in fields(cls)}
+        unknown = sorted(set(found) - known) if isinstance(found, dict) else ["no mapping"]
+        if unknown:
+            raise ValueError(f"results.json was not written by this version of hf_distill: it has {', '.join(unknown)}")
+        try:
+            for role in ("teacher", "student", "baseline"):
+                if found[role] is not None:
+                    found[role] = ModelResult(**found[role])
+            for group in ("teachers", "stages"):
+                found[group] = {name: ModelResult(**model) for name, model in found.get(group, {}).items()}
+            return cls(**found)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"results.json was not written by a run of this version of hf_distill: {error}") from error
 
     @classmethod
     def read(cls, run: Path) -> "Results":
         """Read the results of a finished run from its output folder."""
-        return cls.from_json((run / "results.json").read_text())
+        return cls.from_json((run / "results.json").read_text(encoding="utf-8"))
 
 
 def gap_closed(teacher: float, student: float, baseline: float) -> float | None:
@@ -88,3 +113,30 @@ def gap_closed(teacher: float, student: float, baseline: float) -> float | None:
     None if the teacher is not better than the baseline, and there is no gap.
     """
     return (student - baseline) / (teacher - baseline) if teacher > baseline else None
+
+
+def curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Keep of what `Trainer` has logged the numbers that make a curve, each entry with its step.
+
+    Left out are times and throughputs, the summary at the end, and numbers that are not finite; of more than 500
+    entries of a kind (training, evaluation) as many are kept, evenly spaced, the first and the last among them.
+    """
+    entries = [
+        {name: value for name, value in entry.items() if _is_of_a_curve(name, value)}
+        for entry in log_history
+        if "step" in entry and "train_runtime" not in entry
+    ]
+    found = [entry for entry in entries if set(entry) - {"step", "epoch"}]
+    places: set[int] = set()
+    for is_evaluation in (False, True):
+        of_kind = [
+            i for i, entry in enumerate(found) if any(name.startswith("eval_") for name in entry) is is_evaluation
+        ]
+        kept = min(len(of_kind), _MOST_POINTS)
+        places |= {of_kind[round(i * (len(of_kind) - 1) / max(kept - 1, 1))] for i in range(kept)}
+    return [entry for place, entry in enumerate(found) if place in places]
+
+
+def _is_of_a_curve(name: str, value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number and not name.endswith(("_runtime", "_per_second", "_preparation_time"))

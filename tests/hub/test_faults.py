@@ -15,6 +15,7 @@ from huggingface_hub.utils import _http
 from hub.server import LocalHub
 
 pytest_plugins = ["hub.fixture"]
+pytestmark = pytest.mark.slow
 
 REPO = "ada/student"
 WEIGHTS = bytes(range(256)) * 20
