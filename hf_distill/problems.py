@@ -130,16 +130,22 @@ OF_DISTILLATION = (
     "temperature",
     "temperature_end",
     "schedule",
+    "precompute_teacher_logits",
     "teacher_combination",
     "teacher_dtype",
     "teacher_label_map",
+    "teacher_logits_batch_size",
+    "teacher_logits_dir",
+    "teacher_logits_dtype",
+    "teacher_logits_top_k",
+    "teacher_logits_views",
     "teacher_placement",
     "teacher_quantization",
     "teacher_revision",
     "teacher_weights",
 )
 # These say something of the teachers that a recipe names; a later student is taught by the one before it.
-OF_THE_FIRST_TEACHERS = ("teacher_combination", "teacher_label_map", "teacher_weights")
+OF_THE_FIRST_TEACHERS = ("teacher_combination", "teacher_label_map", "teacher_logits_dir", "teacher_weights")
 _PUBLISHING = "is the run's own: name the repository at the top of the recipe, hub: {repo_id: ...}"
 _OF_THE_RUN = {
     "output_dir": "is the run's own: set output_dir at the top of the recipe",

@@ -122,9 +122,11 @@ def _differences(name: str, there: Any, here: Any) -> Iterator[tuple[str, Any, A
         yield name, there, here
 
 
-def _shortened(value: Any, limit: int = 48) -> str:
+def _shortened(value: Any, limit: int = 32) -> str:
     text = json.dumps(value)
-    return text if len(text) <= limit else text[: limit - 4] + " ..."
+    if len(text) <= limit:
+        return text
+    return text[:limit] + ('..."' if isinstance(value, str) else "...")
 
 
 # ---- Of a run ----
