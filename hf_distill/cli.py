@@ -264,9 +264,9 @@ def _print_published(published: "Published") -> None:
     where, number = published.repo_id, len(published.files)
     if not published.files and not published.removed:
         typer.echo(f"Nothing to push, {where} holds this student already: {published.url}")
-        return
-    done = f"{number} {'file' if number == 1 else 'files'} {'proposed' if published.pull_request else 'pushed'}"
-    typer.echo(f"{done} to {where} in commit {published.commit[:8]}: {published.url}")
+    else:
+        done = f"{number} {'file' if number == 1 else 'files'} {'proposed' if published.pull_request else 'pushed'}"
+        typer.echo(f"{done} to {where} in commit {published.commit[:8]}: {published.url}")
     if published.removed:
         typer.echo(f"Removed there, left by another model: {', '.join(published.removed)}")
     for remark in published.remarks:

@@ -176,6 +176,19 @@ class TestMistakes:
         assert "expected a file that ends in .md, got cards" in error
         assert not Path("cards").exists()
 
+    def test_what_it_was_made_from_goes_over_nothing_else(self, run, folder):
+        """`--output RUN.md` replaced the run's own recipe.yaml by the one without local paths."""
+        before = (folder / "recipe.yaml").read_bytes()
+        code, _, error = run(folder, "--output", "out.md")
+        assert code == 2
+        assert "go into the folder out, which is something else (student): choose another name" in error
+        assert (folder / "recipe.yaml").read_bytes() == before
+        Path("mine").mkdir()
+        Path("mine/recipe.yaml").write_text("mine")
+        assert run(folder, "--output", "mine.md")[0] == 2
+        assert Path("mine/recipe.yaml").read_text() == "mine"
+        assert not Path("mine.md").exists()
+
     def test_results_of_another_version(self, run, folder):
         """A KeyError where a line would do."""
         (folder / "results.json").write_text("{}")

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from hf_distill.evaluation.results import Results
 from hf_distill.publishing.files import Outgoing, collect, own_text, start_of
 from hf_distill.publishing.hub import outgoing
-from hf_distill.publishing.readme import BEGIN, END
+from hf_distill.publishing.readme import BEGIN, END, merge
 from hf_distill.publishing.repository import Destination
+from hf_distill.publishing.run_card import card_of_run
 from hf_distill.recipe import read_resolved
 
 pytest_plugins = ["pushing_fixture"]
@@ -177,5 +178,23 @@ def test_the_readme_that_a_card_is_written_into():
     assert own_text(own) == "mine"
     assert start_of(None, own) == own
     assert start_of(there, None) == there
-    assert start_of(there + "theirs\n", own) == there + "theirs\n"
-    assert start_of(there, own) == f"---\nlicense: mit\n---\n{section}mine\n"
+    united = f"---\nlicense: mit\ntags:\n- x\n---\n{section}"
+    assert start_of(there + "theirs\n", own) == united + "theirs\n"
+    assert start_of(there, own) == united + "mine\n"
+    assert start_of(there, f"before\n\n{section}") == f"---\nlicense: mit\n---\nbefore\n\n{section}"
+    assert start_of(there, f"---\nlicense: gpl-3.0\n---\n{section}") == there
+
+
+def test_what_was_our_own_entry_on_the_hub_gives_way(trained):
+    """Figures of an older student stayed in the model-index, and a licence that was set here never got there."""
+    card = card_of_run(trained, repo_id="ada/digits").card
+    there = merge(None, card)
+    own = there.replace("---\n", "---\nlicense: mit\n", 1) + "\nMine.\n"
+    started = start_of(there, own)
+    card.data.eval_results[0].metric_value = 0.125
+    pushed = merge(started, card)
+    assert pushed.count("type: accuracy") == 1
+    assert "value: 0.125" in pushed
+    assert "license: mit" in pushed
+    assert pushed.endswith("\nMine.\n")
+    assert start_of(started, own) == started

@@ -493,6 +493,14 @@ class TestVerify:
             assert len(lines) == 1, lines
             assert lines[0].startswith(line)
 
+    def test_figures_of_an_older_student_beside_the_new_are_told(self):
+        """Two accuracies on the same data in the metadata, and only one of them was looked for."""
+        text, found = card_text("stages"), scenario("stages")[1]
+        entry = text[text.index("    - type: accuracy\n") : text.index("    - type: f1\n")]
+        twice = text.replace(entry, entry + entry.replace("0.79", "0.97"))
+        assert verify(twice, found) == ["model-index accuracy: the card says 0.97, results.json 0.79"]
+        assert verify(text.replace(entry, entry.replace("0.79", ".nan")), found) != []
+
     def test_a_number_that_is_missing_is_told(self):
         """A row or an entry that was taken out, and the comparison has nothing to compare."""
         text, found = card_text("stages"), scenario("stages")[1]

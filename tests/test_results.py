@@ -118,3 +118,27 @@ def test_the_summary_speaks_of_the_gap_only_where_there_is_one():
         "and teacher."
     )
     assert summary(results(with_baseline=False)) == "The student agrees with the teacher on 91.23% of the predictions."
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("student", None, "teacher and student must be there"),
+        ("data", None, "data must be a mapping, got None"),
+        ("environment", [], r"environment must be a mapping, got \[\]"),
+        ("lineage", [], "lineage must be a mapping"),
+        ("student.metrics", {}, r"student.metrics must be numbers by name, got \{\}"),
+        ("baseline.metrics", {"accuracy": None}, "baseline.metrics must be numbers by name"),
+        ("student.metrics", {"accuracy": "0.9"}, "student.metrics must be numbers by name"),
+    ],
+)
+def test_a_file_that_somebody_has_edited_is_refused_with_the_reason(key, value, words):
+    """The card ended with a TypeError somewhere in its table."""
+    found = json.loads(results().to_json())
+    section, _, name = key.partition(".")
+    if name:
+        found[section][name] = value
+    else:
+        found[section] = value
+    with pytest.raises(ValueError, match=f"results.json was not written by a run of hf_distill: {words}"):
+        Results.from_json(json.dumps(found))

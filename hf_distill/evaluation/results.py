@@ -97,9 +97,26 @@ class Results:
                     found[role] = ModelResult(**found[role])
             for group in ("teachers", "stages"):
                 found[group] = {name: ModelResult(**model) for name, model in found.get(group, {}).items()}
-            return cls(**found)
+            results = cls(**found)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"results.json was not written by a run of this version of hf_distill: {error}") from error
+        wrong = results._wrong_types()
+        if wrong:
+            raise ValueError(f"results.json was not written by a run of hf_distill: {wrong}")
+        return results
+
+    def _wrong_types(self) -> str | None:
+        """Say which field that the card is made from is of another kind than a run writes."""
+        for name in ("data", "environment", "lineage", "curves"):
+            if not isinstance(getattr(self, name), dict):
+                return f"{name} must be a mapping, got {getattr(self, name)!r}"
+        if not isinstance(self.student, ModelResult) or not isinstance(self.teacher, ModelResult):
+            return "teacher and student must be there"
+        for role, model in self.models.items():
+            numbers = model.metrics if isinstance(model.metrics, dict) else {}
+            if not numbers or not all(isinstance(value, int | float) for value in numbers.values()):
+                return f"{role}.metrics must be numbers by name, got {model.metrics!r}"
+        return None
 
     @classmethod
     def read(cls, run: Path) -> "Results":

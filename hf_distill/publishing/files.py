@@ -11,7 +11,7 @@ from typing import Any
 
 from hf_distill.publishing.curves import PLOT
 from hf_distill.publishing.portable import is_local
-from hf_distill.publishing.readme import BEGIN, END, merge, users_licence
+from hf_distill.publishing.readme import merge, text_around, users_licence, with_users_part
 from hf_distill.publishing.run_card import RunCard, card_of_run, published, read_readme, read_run
 
 README = "README.md"
@@ -113,22 +113,18 @@ def own_readme(run: Path) -> str | None:
 
 
 def start_of(there: str | None, own: str | None) -> str | None:
-    """Return the README that a card is written into: the one on the Hub, or the run's own where that one says nothing.
+    """Return the README that a card is written into: the one on the Hub, with what only the run's own says.
 
-    Metadata that somebody has set on the Hub stay in both cases.
+    Text and metadata that somebody has set on the Hub stay.
     """
-    if there is None:
-        return own
-    if own is None or own_text(there) or not own_text(own):
-        return there
-    metadata = _METADATA.match(there)
-    return (metadata[0] if metadata else "") + _METADATA.sub("", own)
+    if there is None or own is None:
+        return own if there is None else there
+    return with_users_part(there, own)
 
 
 def own_text(text: str) -> str:
     """Return what a README says besides its metadata and our section."""
-    before, _, rest = _METADATA.sub("", text).partition(BEGIN)
-    return (before + rest.partition(END)[2]).strip()
+    return "".join(text_around(text)).strip()
 
 
 def safetensors_header(file: Outgoing) -> dict[str, Any]:

@@ -159,12 +159,12 @@ class _Push:
     def _readme(self, found: Found) -> bytes:
         """Write the card into the README that is there."""
         own = own_readme(self.run)
-        existing = start_of(found.readme, own)
-        if own and own_text(own) not in (existing or ""):
-            self.remarks.append(
-                f"README.md of {self.to.repo_id} has text of its own, which was kept; that in {self.run} is another"
-            )
         try:
+            existing = start_of(found.readme, own)
+            if own and own_text(own) not in (existing or ""):
+                self.remarks.append(
+                    f"README.md of {self.to.repo_id} has text of its own, which was kept; that in {self.run} is another"
+                )
             content, made = readme(self.run, self.to.repo_id, existing)
         except ValueError as error:
             raise ValueError(f"on the Hub, {self.to.repo_id}: {error}") from error

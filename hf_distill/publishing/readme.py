@@ -69,6 +69,44 @@ def users_licence(existing: str | None) -> str | None:
     return None if licence in (None, ours) else ", ".join(map(str, _listed(licence)))
 
 
+def with_users_part(there: str, own: str) -> str:
+    """Put what a user has written in one README into another, where nobody has written anything of the kind.
+
+    Text goes around our section, and only where the other has none of its own. Metadata are those that are not our
+    entries; of two values the other's stays, and lists are united.
+
+    Args:
+        there: the README that gets it, and keeps our section with the record of what is ours.
+        own: the one that has it.
+
+    Raises:
+        ValueError: as `merge` does, for either of them.
+    """
+    bare = there.removeprefix("\ufeff")
+    mark = "\ufeff" if bare != there else ""
+    front, body = _parts(bare)
+    theirs, place = _metadata(front), _section(body)
+    record = {} if place is None else _record(body[place])
+    merged = dict(theirs)
+    for name, value in _users_metadata(own).items():
+        if name in _LISTS:
+            merged[name] = _united_list(theirs.get(name), value, [])[0]
+        elif theirs.get(name) in (None, record.get(name)):
+            merged[name] = value
+    before, after = text_around(own)
+    if (before + after).strip() and not "".join(text_around(bare)).strip():
+        body = before + ("" if place is None else body[place]) + after
+    line_break = "\r\n" if 2 * there.count("\r\n") > there.count("\n") else "\n"
+    return mark + _front_matter(front, theirs, merged, line_break) + body
+
+
+def text_around(readme: str) -> tuple[str, str]:
+    """Return what a README says before and after our section, its metadata left out."""
+    _, body = _parts(readme.removeprefix("\ufeff"))
+    place = _section(body)
+    return (body, "") if place is None else (body[: place.start], body[place.stop :])
+
+
 def our_section(readme: str) -> str:
     """Return the text between the marks, or all of it where there are none.
 
@@ -140,6 +178,21 @@ def _record(section: str) -> Metadata:
 def _recorded(ours: Metadata) -> str:
     text = json.dumps(ours, ensure_ascii=False).replace("--", "-\\u002d")  # would end the comment
     return f"<!-- hf_distill:metadata {text} -->"
+
+
+def _users_metadata(readme: str) -> Metadata:
+    """Return the metadata that are not our entries, but for the model-index."""
+    front, body = _parts(readme.removeprefix("\ufeff"))
+    place = _section(body)
+    ours = {} if place is None else _record(body[place])
+    found: Metadata = {}
+    for name, value in _metadata(front).items():
+        if name in _LISTS:
+            items = [item for item in _listed(value) if item not in _listed(ours.get(name))]
+            found |= {name: items} if items else {}
+        elif name != _INDEX and value is not None and value != ours.get(name):
+            found[name] = value
+    return found
 
 
 def _united(theirs: Metadata, new: Metadata, before: Metadata) -> tuple[Metadata, Metadata]:

@@ -139,6 +139,7 @@ def export_card(run: Path, output: Path, *, repo_id: str | None = None) -> RunCa
         raise ValueError(f"--output: expected a file that ends in .md, got {output}")
     recipe, results = read_run(run)
     folder = output.with_suffix("")
+    _refuse_foreign_folder(folder)
     plot_name = f"{folder.name}/{PLOT}"
     made = card_of(recipe, results, repo_id=repo_id, license=licence_in(output), plot_name=plot_name)
     write_card(made, output, folder / PLOT)
@@ -146,6 +147,18 @@ def export_card(run: Path, output: Path, *, repo_id: str | None = None) -> RunCa
     (folder / "recipe.yaml").write_bytes(published(recipe, results).to_yaml().encode())
     (folder / "results.json").write_bytes(results.to_json().encode())
     return made
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    """Refuse to write what a card was made from over anything else than what an earlier one was made from."""
+    there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    ours = {"recipe.yaml", "results.json"}
+    if (folder.exists() and not folder.is_dir()) or there - ours - {PLOT} or (there and not ours <= there):
+        what = ", ".join(sorted(there - ours - {PLOT})[:3]) or "no card was made from it"
+        raise ValueError(
+            f"--output: recipe.yaml, results.json and {PLOT} go into the folder {folder}, which is something else "
+            f"({what}): choose another name for the card"
+        )
 
 
 def write_card(made: RunCard, readme: Path, plot: Path) -> None:
