@@ -17,7 +17,7 @@ install: .venv/ready ## Make .venv with the package and all that work on it need
 demo: .venv/ready ## Distil a digits classifier, in under two minutes
 	$(BIN)/hf-distill train recipes/vision/digits.yaml
 
-test: .venv/ready ## Run the tests, in under five minutes
+test: .venv/ready ## Run the tests, but for the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: .venv/ready ## Run all tests, the slow ones too
