@@ -151,3 +151,10 @@ def test_our_own_cards_and_recipes_may_go():
     files = [path for folder in ("model_cards", "recipes") for path in sorted((root / folder).rglob("*.[my][da]*"))]
     assert len(files) > 5
     assert scan([Outgoing(path.name, path) for path in files]) == []
+
+
+def test_a_setting_that_is_a_path_of_any_machine_is_found():
+    """A cluster's folders are under none of the usual roots, and are not there on the machine that pushes."""
+    found = scan([Outgoing("tokenizer_config.json", b'{"name_or_path": "/cluster/somebody/models/x"}')])
+    assert [str(each) for each in found] == ["tokenizer_config.json, line 1: a path of a machine"]
+    assert scan([Outgoing("config.json", b'{"id2label": {"0": "/m/0dgw9r", "1": "and/or/not/both"}}')]) == []

@@ -30,6 +30,8 @@ _PATH = re.compile(
     r"|(?<![\w/])[A-Za-z]:[\\/](?:Users|home)[\\/]|(?<!\w)[A-Za-z]:\\\w"
 )
 _ANY_PATH = re.compile(r"(?<![\w/.<~])/(?:[\w.+@-]+/)+[\w.+@-]+")
+# A whole value of a setting; of three parts or more, since labels may be such as /m/0dgw9r.
+_QUOTED_PATH = re.compile(r"""(["'])/(?:[\w.+@-]+/){2,}[\w.+@-]+/?\1""")
 _OF_ANY_MACHINE = ("/usr/", "/bin/", "/dev/", "/etc/", "/lib/", "/proc/", "/sys/", "/opt/conda/")
 _URL = re.compile(r"\bhttps?://\S+")
 # Any word, and any piece of a path, is an entry of some vocabulary.
@@ -121,7 +123,11 @@ def _unescaped(escape: re.Match[str]) -> str:
 def _of_this_machine(line: str, name: re.Pattern[str] | None) -> list[str]:
     line = _URL.sub(" ", line)
     kinds = []
-    if _PATH.search(line) or any(_exists(found.rstrip(".")) for found in _ANY_PATH.findall(line)):
+    if (
+        _PATH.search(line)
+        or _QUOTED_PATH.search(line)
+        or any(_exists(found.rstrip(".")) for found in _ANY_PATH.findall(line))
+    ):
         kinds.append("a path of a machine")
     if name is not None and any(not _is_hub_id(line, found) for found in name.finditer(line)):
         kinds.append("the name of this machine's user")
