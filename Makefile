@@ -1,6 +1,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,11 +19,11 @@ install: .venv/ready ## Make .venv with the package and all that work on it need
 demo: .venv/ready ## Distil a digits classifier, in under two minutes
 	$(BIN)/hf-distill train recipes/vision/digits.yaml
 
-test: .venv/ready ## Run the tests, but for the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+test: .venv/ready ## Run the tests in JOBS processes (2), but for the slow ones
+	$(PYTEST) -m "not slow"
 
 test-all: .venv/ready ## Run all tests, the slow ones too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: .venv/ready ## Lint and check types
 	$(BIN)/ruff format --check .

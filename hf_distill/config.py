@@ -13,6 +13,7 @@ TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
 TEACHER_COMBINATIONS = ("arithmetic", "geometric")
 TEACHER_QUANTIZATIONS = ("8bit", "4bit")
 TEACHER_LOGITS_DTYPES = ("float16", "float32")
+SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch_rebalance")
 
 
 @dataclass
@@ -102,6 +103,13 @@ class DistillationConfig(TrainingArguments):
             "float32 for a teacher named by a Hub id or path, unchanged for a model object."
         },
     )
+    teacher_torch_compile: bool = field(
+        default=False,
+        metadata={
+            "help": "Compile the teacher with torch.compile, by torch_compile_backend (unset: inductor) and "
+            "torch_compile_mode; torch_compile is the student's."
+        },
+    )
     teacher_revision: str | None = field(
         default=None,
         metadata={"help": "Branch, tag or commit of a teacher that is named by a Hub id."},
@@ -153,6 +161,22 @@ class DistillationConfig(TrainingArguments):
             "a training batch."
         },
     )
+    train_sampling_strategy: str = field(
+        default="auto",
+        metadata={
+            "help": "How rows become training batches: auto (group_by_length for texts whose lengths are known without "
+            "reading the rows one by one, else random), or one of Trainer's: random, sequential, group_by_length, "
+            "batch_rebalance.",
+            "choices": list(SAMPLING_STRATEGIES),
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave NaN and infinite losses out of the logged mean. It has each step wait for the device, so it "
+            "is off here, unlike in TrainingArguments."
+        },
+    )
     allow_untrained_teacher: bool = field(
         default=False,
         metadata={
@@ -182,6 +206,11 @@ class DistillationConfig(TrainingArguments):
             if not (value is None and name != "temperature") and not (_is_number(value) and value > 0):
                 problems.append(f"{name} must be > 0, got {value!r}. 1 to 20 is usual.")
         problems += self._schedule_problems() + self._teacher_problems() + self._precomputing_problems()
+        if self.train_sampling_strategy not in SAMPLING_STRATEGIES:
+            problems.append(
+                f"train_sampling_strategy must be one of {', '.join(SAMPLING_STRATEGIES)}, "
+                f"got {self.train_sampling_strategy!r}."
+            )
         if self.teacher_dtype is not None and self.teacher_dtype not in TEACHER_DTYPES:
             problems.append(f"teacher_dtype must be one of {', '.join(TEACHER_DTYPES)}, got {self.teacher_dtype!r}.")
         if self.teacher_label_map is not None and not isinstance(self.teacher_label_map, dict):
@@ -255,6 +284,12 @@ class DistillationConfig(TrainingArguments):
                 f"teacher_quantization must be one of {', '.join(TEACHER_QUANTIZATIONS)}, "
                 f"got {self.teacher_quantization!r}."
             )
+        if self.teacher_torch_compile and self.teacher_placement in ("auto", "sharded"):
+            problems.append(
+                f"teacher_torch_compile does not go with teacher_placement {self.teacher_placement}: leave one out."
+            )
+        if self.teacher_torch_compile and self.teacher_quantization is not None:
+            problems.append("teacher_torch_compile does not go with teacher_quantization: leave one out.")
         return problems
 
     def _precomputing_problems(self) -> list[str]:

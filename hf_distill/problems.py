@@ -142,6 +142,7 @@ OF_DISTILLATION = (
     "teacher_placement",
     "teacher_quantization",
     "teacher_revision",
+    "teacher_torch_compile",
     "teacher_weights",
 )
 # These say something of the teachers that a recipe names; a later student is taught by the one before it.

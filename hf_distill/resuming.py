@@ -9,7 +9,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import has_length
 
-from hf_distill.sampling import EpochLengthGroupedSampler, row_lengths
+from hf_distill.sampling import EpochLengthGroupedSampler, knows_lengths, row_lengths
 
 
 class ResumableTrainer(Trainer):
@@ -26,16 +26,19 @@ class ResumableTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length" or not has_length(train_dataset):
+        strategy, lengths = self.args.train_sampling_strategy, self.args.length_column_name
+        if strategy not in ("auto", "group_by_length") or not has_length(train_dataset):
             return super()._get_train_sampler(train_dataset)
         names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
         # The data set given here has lost its unused columns, its lengths among them.
         original: Any = self.train_dataset
         with_lengths = original if len(original) == len(train_dataset) else train_dataset  # type: ignore[arg-type]
+        if strategy == "auto" and not knows_lengths(with_lengths, names[0]):
+            return super()._get_train_sampler(train_dataset)  # any other strategy than the parent's is random there
         return EpochLengthGroupedSampler(
             # All that makes one step: several processes then see the rows that one with their batch together would.
             self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
-            row_lengths(with_lengths, names[0], self.args.length_column_name),
+            row_lengths(with_lengths, names[0], lengths),
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
 

@@ -31,6 +31,12 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
+def knows_lengths(dataset: Dataset, input_name: str) -> bool:
+    """Tell whether the rows are texts whose lengths are found without making the rows one by one."""
+    is_plain = isinstance(dataset, datasets.Dataset) and dataset.format["type"] != "custom"
+    return is_plain and input_name == "input_ids" and input_name in dataset.column_names  # type: ignore[attr-defined]
+
+
 def row_lengths(dataset: Dataset, input_name: str, length_column: str) -> list[int]:
     """Find how long each row's input is.
 

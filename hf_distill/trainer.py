@@ -76,6 +76,7 @@ class DistillationTrainer(PublishedTrainer):
         super().__init__(model, teacher, args, teacher_processing_class=teacher_processing_class, **trainer_arguments)
         self._reset_loss_parts()
         self._eval_sums: list[Tensor] = []
+        self._num_ops_of_input: int | None = None
 
     # ---- The loss ----
 
@@ -223,12 +224,21 @@ class DistillationTrainer(PublishedTrainer):
             self.precompute_teacher_logits()
         self._teacher_was_checked = False
         self._reset_loss_parts()
+        self._num_ops_of_input = None
         if self._teaching is not None and self.eval_dataset is not None and not resume_from_checkpoint:
             self._examine_teacher()
         self._num_unusable.zero_()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self._refuse_unusable()
         return output
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Estimate the operations of one batch as the parent does, which counts all parameters at each step."""
+        name = getattr(self.model, "main_input_name", "input_ids")
+        size = inputs[name].numel() if name in inputs else 0
+        if size and self._num_ops_of_input is None:
+            self._num_ops_of_input = super().floating_point_ops(inputs) // size
+        return size * (self._num_ops_of_input or 0)
 
     def _reset_loss_parts(self) -> None:
         self._loss_parts = torch.zeros(2, device=self.args.device)
@@ -250,6 +260,7 @@ class DistillationTrainer(PublishedTrainer):
                 logs["temperature"] = self.args.temperature_at(step, self.state.max_steps)
             self._loss_parts.zero_()
             self._num_steps_since_log = 0
+            self._tr_loss.zero_()  # the parent takes it from itself, and what was NaN once would be so for ever
         super().log(logs, start_time)
 
     # ---- Evaluation ----

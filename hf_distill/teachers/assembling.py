@@ -330,7 +330,14 @@ def _frozen(
         accelerator=circumstances.accelerator,
         autocast_dtype=circumstances.autocast_dtype,
         view=view,
+        compilation=_compilation(args),
     )
+
+
+def _compilation(args: Any) -> dict[str, Any] | None:
+    if not args.teacher_torch_compile:
+        return None
+    return {"backend": args.torch_compile_backend or "inductor", "mode": args.torch_compile_mode}
 
 
 def _generalist_index(

@@ -31,6 +31,7 @@ class FrozenTeacher:
         autocast_dtype: the type of the run's mixed precision, if it has one; used where the teacher lives on another
             kind of device than the student.
         view: which of the batch's `teacher_inputs` the teacher reads; None: the student's inputs.
+        compilation: arguments of `torch.compile`; None: the teacher is not compiled.
 
     Raises:
         ValueError: the teacher is the student, or shares parameters with it.
@@ -48,6 +49,7 @@ class FrozenTeacher:
         accelerator: Any = None,
         autocast_dtype: torch.dtype | None = None,
         view: int | None = None,
+        compilation: Mapping[str, Any] | None = None,
     ) -> None:
         refuse_own_teacher(model, student)
         model.eval()
@@ -55,6 +57,7 @@ class FrozenTeacher:
         wanted = None if dtype in (None, "auto") else getattr(torch, dtype)
         self.device = place(model, placement, device=device, dtype=wanted, accelerator=accelerator, student=student)
         self.model = model
+        self._forward: Any = model if compilation is None else torch.compile(model, **compilation)
         self.inputs = forward_parameters(model)
         inputs_of_student = forward_parameters(student)
         is_alike = view is None and bool(inputs_of_student)
@@ -115,7 +118,7 @@ class FrozenTeacher:
         if self.model.training:  # a caller may have set it by way of a parent module
             self.model.eval()
         with torch.no_grad(), self._autocast():
-            outputs: Any = self.model(**transfer.finish())
+            outputs: Any = self._forward(**transfer.finish())
             logits = transfer.back(logits_of(outputs))
             if self._columns is not None:
                 logits = logits.index_select(-1, self._columns)
