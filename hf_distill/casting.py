@@ -16,6 +16,7 @@ from hf_distill.data.loading import Splits, reorder_labels
 from hf_distill.inputs import Section
 from hf_distill.recipe import Recipe, Student, Teacher
 from hf_distill.settings import arguments
+from hf_distill.shared_targets import SharedTargets
 from hf_distill.students.building import model_from_checkpoint, model_from_config, set_labels, student_from_teacher
 from hf_distill.teachers.label_space import align_labels, names_in_order
 from hf_distill.teachers.loading import first_line, load_teacher
@@ -29,15 +30,17 @@ class Member:
 
     Attributes:
         section: what the recipe says of it.
-        model: None for a column of the data.
+        model: None for a column of the data, and for soft targets that others have shared.
         source: the id or folder that it was loaded from.
         seconds: of its training, None if it came ready.
+        answers: the folder of what it has said beforehand, which teaches in its place.
     """
 
     section: Section
     model: PreTrainedModel | None
     source: str | None
     seconds: float | None
+    answers: Path | None = None
 
 
 class Cast:
@@ -46,11 +49,13 @@ class Cast:
     Args:
         recipe: the run's.
         splits: its data.
+        shared: the soft targets that teach, if there is no teacher.
     """
 
-    def __init__(self, recipe: Recipe, splits: Splits) -> None:
+    def __init__(self, recipe: Recipe, splits: Splits, shared: SharedTargets | None = None) -> None:
         self.recipe = recipe
         self.splits = splits
+        self._shared = shared
 
     def rehearse(self) -> None:
         """Build the models once, so that a mistake in one shows before another is trained and anything is written."""
@@ -79,9 +84,9 @@ class Cast:
         """Raise ValueError if a teacher has nothing to say of the data's labels; of several, say which one."""
         count = len(self.recipe.teachers)
         try:
-            if model is None:
-                self._check_column(str(section.column))
-            else:
+            if section.column is not None:
+                self._check_column(section.column)
+            elif model is not None:
                 self._check_labels(section, model)
         except ValueError as error:
             if count == 1:
@@ -127,7 +132,7 @@ class Cast:
         align_labels(names, self.splits.label_names, label_map)
 
     def ready_teacher(self, section: Teacher) -> PreTrainedModel | None:
-        """Load a teacher that is ready; a column of the data is no model."""
+        """Load a teacher that is ready; a column of the data is no model, nor are soft targets."""
         if section.model is None:
             return None
         return load_teacher(
@@ -165,6 +170,11 @@ class Cast:
 
     def at_work(self, members: Sequence[Member], args: DistillationConfig) -> Any:
         """Return the teachers as the trainer takes them."""
+        if members[0].answers is not None:
+            args.precompute_teacher_logits, args.teacher_logits_dir = True, str(members[0].answers)
+            if self._shared is not None and args.teacher_logits_views is None and self.recipe.data.augment is not None:
+                args.teacher_logits_views = self._shared.views
+            return None
         if members[0].model is None:
             return None
         if args.teacher_quantization is not None and len(members) == 1:
@@ -205,8 +215,3 @@ def in_the_students_order(recipe: Recipe, splits: Splits) -> Splits:
 def column_of(member: Member) -> str | None:
     """Return the column of the data that a teacher is, None if it is a model."""
     return member.section.column if isinstance(member.section, Teacher) else None
-
-
-def is_specialist(member: Member) -> bool:
-    """Tell whether a teacher knows only some of the classes."""
-    return isinstance(member.section, Teacher) and member.section.specialist is not None

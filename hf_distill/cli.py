@@ -1,4 +1,4 @@
-"""The command line: `hf-distill train`, `check` and `recipes`."""
+"""The command line: `hf-distill train`, `cache`, `check`, `push`, `card` and `recipes`."""
 
 import shutil
 import sys
@@ -99,18 +99,62 @@ def train(
         from hf_distill.publishing.run_card import licence_lines
 
         _warn_of(licence_lines(loaded, results))
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        # A process that ends while its group is open may abort, and the launcher then kills the others. One that closes
-        # it while another is on its way out of the last barrier breaks that one's connection, hence the pause.
-        # (Not by Accelerate's state: settings that are checked on the way may have reset it in one process.)
-        distributed.barrier()
-        time.sleep(1)
-        distributed.destroy_process_group()
+    _part_with_other_processes()
     published = publish_student(loaded) if is_main else None
     if published is not None:
         _print_published(published)
+
+
+@app.command()
+def cache(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="REPO_ID", help="Share them as a data set: name, or namespace/name."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make a new data set private.")] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="BRANCH", help="With --push: a branch, made if there is none; else main."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --push: replace a data set that hf-distill has not made.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Have the teacher answer for all rows, once, and keep its soft targets; no student is trained.
+
+    A teacher that the recipe trains is trained first. `train` of the same recipe, with
+    training.precompute_teacher_logits=true, finds all of it and asks about no row again. The same command goes on where
+    it was stopped. Others learn from what is shared by `teacher: {logits: REPO_ID}`.
+    """
+    if push is None and (private or revision is not None or overwrite):
+        raise ValueError("--private, --revision and --overwrite belong to --push REPO_ID")
+    from hf_distill.recipe import load_recipe, recipe_name
+
+    loaded = load_recipe(recipe, [*(overrides or []), "training.precompute_teacher_logits=true"])
+    from accelerate import PartialState
+
+    from hf_distill.caching import cache_soft_targets, share_soft_targets
+    from hf_distill.publishing.hub import check_destination
+    from hf_distill.publishing.repository import Destination
+
+    to = None if push is None else Destination(push, private or None, revision, overwrite=overwrite, kind="dataset")
+    if to is not None and PartialState().is_main_process:
+        check_destination(to)
+    cached = cache_soft_targets(loaded, recipe_name(recipe))
+    is_main = PartialState().is_main_process
+    _part_with_other_processes()
+    if not is_main:
+        return
+    size = f"{cached.num_bytes / 2**20:.2f} MiB, {cached.num_bytes / cached.num_rows:.0f} bytes a row"
+    typer.echo(f"Soft targets of {cached.num_rows:,} rows are in {cached.folder}: {size}.")
+    asked = f"{cached.num_asked:,} rows" if cached.num_asked else "no row, all were there"
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in cached.metrics.items())
+    typer.echo(f"The teacher ({metrics}) was asked about {asked} ({cached.seconds:.1f} s).")
+    if to is not None:
+        _print_published(share_soft_targets(cached, to), "these soft targets")
 
 
 @app.command()
@@ -260,10 +304,22 @@ def copy_recipe(
     typer.echo(f"{target}")
 
 
-def _print_published(published: "Published") -> None:
+def _part_with_other_processes() -> None:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        # A process that ends while its group is open may abort, and the launcher then kills the others. One that closes
+        # it while another is on its way out of the last barrier breaks that one's connection, hence the pause.
+        # (Not by Accelerate's state: settings that are checked on the way may have reset it in one process.)
+        distributed.barrier()
+        time.sleep(1)
+        distributed.destroy_process_group()
+
+
+def _print_published(published: "Published", what: str = "this student") -> None:
     where, number = published.repo_id, len(published.files)
     if not published.files and not published.removed:
-        typer.echo(f"Nothing to push, {where} holds this student already: {published.url}")
+        typer.echo(f"Nothing to push, {where} holds {what} already: {published.url}")
     else:
         done = f"{number} {'file' if number == 1 else 'files'} {'proposed' if published.pull_request else 'pushed'}"
         typer.echo(f"{done} to {where} in commit {published.commit[:8]}: {published.url}")

@@ -1,7 +1,7 @@
 """What the models of a run read: prepared splits, and the processor that goes with each saved model."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,13 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
+from hf_distill.data.identity import processor_settings
 from hf_distill.data.loading import Splits
 from hf_distill.data.text import tokenize_text, tokenize_words
 from hf_distill.data.vision import ImageRows, check_images
 from hf_distill.models import GreyImageProcessor, MLPConfig
 from hf_distill.recipe import Augment, Recipe, Student, Teacher
+from hf_distill.shared_targets import SharedTargets
 from hf_distill.teachers.own_inputs import difference, most_tokens
 
 Section = Teacher | Student
@@ -58,14 +60,16 @@ class Inputs:
     Args:
         recipe: the run's.
         splits: its data.
+        shared: the soft targets that teach, if there is no teacher: rows are made as they were when it was asked.
 
     Raises:
         ValueError: there is no processor for a model, or an image cannot be read.
     """
 
-    def __init__(self, recipe: Recipe, splits: Splits) -> None:
+    def __init__(self, recipe: Recipe, splits: Splits, shared: SharedTargets | None = None) -> None:
         self._recipe = recipe
         self._splits = splits
+        self._shared = shared
         if not recipe.is_text:
             for role, rows in splits.named().items():
                 check_images(rows, splits.columns.inputs[0], role)
@@ -73,8 +77,11 @@ class Inputs:
         self._of_sources: dict[Any, Reader] = {}
         models: list[Section] = [*recipe.teachers, *recipe.students]
         self._models = [section for section in models if _reads(section)]
+        self._of_shared = [Reader(each, default_data_collator) for each in self._processors_of_shared()]
         for section in self._models:
             self.reader(section)
+        if shared is not None and "token_type_ids" in shared.key["columns"]:
+            self.reader(recipe.students[0]).segments = True  # who was asked has read them
 
     @property
     def judged_role(self) -> str:
@@ -95,6 +102,12 @@ class Inputs:
         if source not in self._of_sources:
             self._of_sources[source] = self._new_reader(section, source)
         return self._of_sources[source]
+
+    def readers_of_teacher(self, section: Section) -> list[Reader]:
+        """Return how a teacher reads, or how those did who have made the soft targets that teach in its place."""
+        if _reads(section):
+            return [self.reader(section)]
+        return self._of_shared if isinstance(section, Teacher) and section.logits is not None else []
 
     def rows(
         self,
@@ -163,6 +176,7 @@ class Inputs:
             processor = _load(auto_class, source[0], source[1], section.trust_remote_code)
         else:
             processor = self._image_processor(source)
+        self._fit_to_shared(processor)
         known = next((known for known in self._readers if _are_alike(known.processor, processor)), None)
         if known is not None:
             known.segments |= _has_segments(processor)
@@ -184,7 +198,10 @@ class Inputs:
         if size is None:
             first = self._splits.train[0][self._splits.columns.inputs[0]]
             size = (first.height, first.width)
-        like = self._readers[0].processor if self._readers else None
+        shared = None if self._shared is None else self._shared.key["student_processor"]
+        if isinstance(shared, dict) and shared.get("size") == {"height": size[0], "width": size[1]}:
+            return image_processor_from(shared)
+        like = next((reader.processor for reader in [*self._of_shared, *self._readers]), None)
         fields: dict[str, Any] = {
             "size": {"height": size[0], "width": size[1]},
             "image_mean": getattr(like, "image_mean", None) or [0.5] * channels,
@@ -196,11 +213,34 @@ class Inputs:
         # The PIL processor, whether torchvision is there or not: both resize, but not to the same last bit.
         return get_image_processor_class_from_name("ViTImageProcessorPil")(**{**fields, **given})
 
+    def _processors_of_shared(self) -> list[Any]:
+        """Make the image processors anew of those teachers that read in another way than their student."""
+        if self._shared is None or self._recipe.is_text:
+            return []
+        described = [each.get("processor") for each in self._shared.key["teachers"]]
+        distinct = [each for place, each in enumerate(described) if each is not None and each not in described[:place]]
+        return [image_processor_from(each) for each in distinct]
+
+    def _fit_to_shared(self, processor: Any) -> None:
+        """Give a tokenizer the names of inputs that the one had by which the rows were asked about, if all else is so.
+
+        Beside a teacher, of two tokenizers that read alike it is the teacher's that reads for both.
+        """
+        kept = None if self._shared is None else self._shared.key["student_processor"]
+        if not self._recipe.is_text or kept is None:
+            return
+        own = processor_settings(processor) or {}
+        names = kept.get("model_input_names")
+        if own != kept and {**own, "model_input_names": names} == kept:
+            processor.model_input_names = list(names)
+
     def _max_length(self, tokenizer: Any) -> int | None:
         """Return how many tokens of a row are kept: what the recipe says, or the most that all models take."""
         takes = [most_tokens(config, tokenizer) for config in [None, *_model_configs(self._recipe)]]
         most = min((limit for limit in takes if limit is not None), default=None)
         wanted = self._recipe.data.max_length
+        if wanted is None and self._shared is not None and self._shared.max_length is not None:
+            return self._shared.max_length if most is None else min(most, self._shared.max_length)
         if wanted is not None and most is not None and wanted > most:
             raise ValueError(
                 f"data.max_length: must be at most {most}, which is all that the models take; got {wanted}"
@@ -227,7 +267,24 @@ def _has_segments(processor: Any) -> bool:
 
 
 def _reads(section: Section) -> bool:
-    return not (isinstance(section, Teacher) and section.column is not None)
+    return not (isinstance(section, Teacher) and (section.column is not None or section.logits is not None))
+
+
+def image_processor_from(settings: Mapping[str, Any]) -> BaseImageProcessor:
+    """Make the image processor that `processor_settings` has described.
+
+    Raises:
+        ValueError: there is none of this kind, or it reads in another way.
+    """
+    name = str(settings.get("class"))
+    kind = GreyImageProcessor if name == GreyImageProcessor.__name__ else get_image_processor_class_from_name(name)
+    processor = None if kind is None else kind(**{key: value for key, value in settings.items() if key != "class"})
+    if processor is None or processor_settings(processor) != dict(settings):
+        raise ValueError(
+            f"teacher.logits: the images were read by a {name}, which cannot be made from its settings here: name the "
+            "student's processor (student.processor)"
+        )
+    return processor
 
 
 def _image_size(section: Section) -> tuple[int, int] | None:

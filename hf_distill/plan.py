@@ -13,11 +13,13 @@ from transformers import AutoConfig
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
 from hf_distill.models.auto import AUTO_CLASSES
 from hf_distill.recipe import Hub, Recipe, Stage, Student, Teacher
+from hf_distill.shared_targets import UnreachableError, shared_targets
 from hf_distill.students.building import model_from_config, student_from_teacher
 from hf_distill.teachers.memory import device_name, memory_needed
 from hf_distill.teachers.placement import check_placement_words
 from hf_distill.workspace import state_of
 
+_MOST_LABELS = 10  # that are named
 _SHOWN_APART = ("alpha", "alpha_end", "temperature", "temperature_end")
 
 
@@ -50,12 +52,31 @@ def plan(recipe: Recipe) -> list[tuple[str, str]]:
 def _teacher(section: Teacher, recipe: Recipe) -> str:
     if section.column is not None:
         return f"the column {section.column} of the data"
+    if section.logits is not None:
+        return _soft_targets(recipe)
     words = _model(section)
     if section.specialist is not None:
         words += f", a specialist (oversampling {section.specialist.oversampling:g})"
     if section.training is None:
         return f"{words}, ready"
     return f"{words}, trained on the labels first ({_settings(section.training)})"
+
+
+def _soft_targets(recipe: Recipe) -> str:
+    """Say what is known of soft targets that teach, of which nothing but their description is looked at."""
+    try:
+        shared = shared_targets(recipe, whole=False)
+    except UnreachableError as error:
+        return str(error)
+    assert shared is not None
+    at = f" at {shared.commit[:12]}" if shared.commit else ""
+    rows = shared.facts["data"].get("num_rows")
+    count = f", {sum(rows.values()):,} rows" if rows else ""
+    labels = shared.key["labels"] or []
+    named = f" ({', '.join(labels)})" if 0 < len(labels) <= _MOST_LABELS else ""
+    words = "; ".join(each["words"] for each in shared.teachers)
+    what = f"of {words}{count}, {len(labels)} labels{named}, {shared.key['logits'].get('dtype')}"
+    return f"none is loaded: soft targets {shared.source}{at}, {what}"
 
 
 def _students(recipe: Recipe) -> list[tuple[str, str]]:
@@ -88,7 +109,7 @@ def _placement(recipe: Recipe) -> list[tuple[str, str]]:
     try:
         model: nn.Module | None = None
         for number, section in enumerate(recipe.teachers, start=1):
-            if section.column is not None:
+            if section.column is not None or section.logits is not None:
                 continue
             name = "teacher" if len(recipe.teachers) == 1 else f"teacher {number}"
             model_here = _on_meta(section, recipe, None)

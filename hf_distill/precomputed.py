@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,22 @@ from hf_distill.teachers.placement import is_quantized
 from hf_distill.teachers.several import Panel, SeveralTeachers
 from hf_distill.teachers.soft_targets import SoftTargets
 from hf_distill.teachers.specialists import Specialist
+
+
+class MissingTargetsError(ValueError):
+    """Rows have no soft targets, and there is no teacher to ask.
+
+    Attributes:
+        count: how many of them.
+        total: how many rows there are.
+    """
+
+    def __init__(self, path: Path, count: int, total: int) -> None:
+        super().__init__(
+            f"{count} of {total} rows have no soft targets in {path}, and there is no teacher to ask: pass teacher=, "
+            "or the data that were asked about, prepared in the same way"
+        )
+        self.count, self.total = count, total
 
 
 class PrecomputedTrainer(AnsweringTrainer):
@@ -165,10 +182,7 @@ class PrecomputedTrainer(AnsweringTrainer):
         assert self._soft_targets is not None
         count, total = self._num_missing(known, self._soft_targets), self._num_missing(known, None)
         if count:
-            raise ValueError(
-                f"{count} of {total} rows have no soft targets in {self._soft_targets.path}, and there is no teacher "
-                "to ask: pass teacher=, or the data that were asked about, prepared in the same way"
-            )
+            raise MissingTargetsError(self._soft_targets.path, count, total)
 
     # ---- Letting the teacher go ----
 

@@ -93,6 +93,33 @@ def training_problems(values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def logits_problems(recipe: Mapping[str, Any], key: str, *, is_alone: bool) -> list[str]:
+    """Find settings that mean nothing where soft targets teach that others have shared.
+
+    Args:
+        recipe: the resolved recipe.
+        key: of the teacher that they are.
+        is_alone: there is no other teacher.
+    """
+    problems = []
+    if not is_alone:
+        problems.append(
+            f"{key}.logits: are a teacher on their own, and cannot be one of several: make soft targets of all of them "
+            "together (`hf-distill cache`)"
+        )
+    first = {"stages.0.training": recipe["stages"][0]["training"]} if recipe["stages"] else {}
+    for section, settings in {"training": recipe["training"], **first}.items():
+        problems += [
+            f"{section}.{name}: has no effect, {key}.logits are soft targets and no model"
+            for name in _OF_A_MODEL
+            if settings.get(name) is not None
+        ]
+    augment = recipe["data"]["augment"] or {}
+    if recipe["training"].get("teacher_logits_views") is not None and not any(augment.values()):
+        problems.append("training.teacher_logits_views: has no effect, the training rows are the same in each epoch")
+    return problems
+
+
 def numbers_as_text(values: Mapping[str, Any]) -> list[str]:
     """Find numbers that YAML reads as text in fields of models and processors, which are passed on unchecked."""
     fields = {"teacher": "config", "stages": "config", "student": "config", "data": "processor"}
@@ -144,6 +171,25 @@ OF_DISTILLATION = (
     "teacher_revision",
     "teacher_torch_compile",
     "teacher_weights",
+)
+# Whether, where and how soft targets are kept.
+OF_KEPT_TARGETS = (
+    "precompute_teacher_logits",
+    "teacher_logits_batch_size",
+    "teacher_logits_dir",
+    "teacher_logits_dtype",
+    "teacher_logits_top_k",
+    "teacher_logits_views",
+)
+# What moves, converts or reads with a teacher's model.
+_OF_A_MODEL = (
+    "teacher_dtype",
+    "teacher_label_map",
+    "teacher_logits_batch_size",
+    "teacher_logits_dir",
+    "teacher_placement",
+    "teacher_quantization",
+    "teacher_torch_compile",
 )
 # These say something of the teachers that a recipe names; a later student is taught by the one before it.
 OF_THE_FIRST_TEACHERS = ("teacher_combination", "teacher_label_map", "teacher_logits_dir", "teacher_weights")

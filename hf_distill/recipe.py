@@ -11,23 +11,27 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from hf_distill.problems import (
     NUMBER,
+    OF_KEPT_TARGETS,
     OF_THE_FIRST_TEACHERS,
     ONE,
     SEVERAL,
     described,
     flat,
+    logits_problems,
     numbers_as_text,
     training_problems,
 )
 
 _BUNDLED = Path(__file__).parent / "recipes"  # in a wheel
 _CHECKOUT = Path(__file__).parent.parent / "recipes"  # in a clone
+SOFT_TARGETS = "_teacher_logits"
+"""The folder of soft targets in a run's output folder, unless the recipe names another."""
 # Keys that say nothing of what is trained, and how.
 _NOT_OF_THE_TRAINING = {"output_dir", "hub"}
 # Keys of a section that exclude each other: naming one on the command line takes the place of the others.
 _EXCLUSIVE = {
     "data": ("dataset", "path"),
-    "teacher": ("model", "config", "column"),
+    "teacher": ("model", "config", "column", "logits"),
     "student": ("model", "config", "from_teacher"),
     "stages": ("model", "config", "from_teacher"),
 }
@@ -92,12 +96,15 @@ class SpecialistSettings(_Section):
 
 
 class Teacher(_Section):
-    """A teacher: ready, to be trained first, or a column of the data."""
+    """A teacher: ready, to be trained first, a column of the data, or soft targets that others have shared."""
 
     model: str | None = Field(None, description="Hub id or folder.")
     config: dict[str, Any] | None = Field(None, description="A new model: model_type and fields of its config.")
     column: Literal["teacher_logits", "teacher_probs"] | None = Field(
         None, description="Column of soft targets that come with the data."
+    )
+    logits: str | None = Field(
+        None, description="Data set on the Hub, or folder, of soft targets that `hf-distill cache` has made."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
@@ -116,7 +123,9 @@ class Teacher(_Section):
         others = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         if self.column is not None and others != {"column"}:
             raise ValueError("a column of the data is no model: leave out all but column")
-        return _exactly_one(self, "model", "config", "column")
+        if self.logits is not None and others - {"logits", "revision", "model", "config", "column"}:
+            raise ValueError("soft targets are no model, theirs is not loaded: leave out all but logits and revision")
+        return _exactly_one(self, "model", "config", "column", "logits")
 
 
 class FromTeacher(_Section):
@@ -342,13 +351,19 @@ def command_for(recipe: Recipe, name: str) -> str:
     return " ".join(["hf-distill train", name, *overrides])
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """List the settings in which two recipes differ, leaving out where the student goes, here and on the Hub."""
+def differences(old: Recipe, new: Recipe, *, with_targets: bool = True) -> list[str]:
+    """List the settings in which two recipes differ, leaving out where the student goes, here and on the Hub.
+
+    Args:
+        old: one recipe.
+        new: the other.
+        with_targets: of the settings of soft targets that are kept beforehand, too: they mean nothing to the teachers.
+    """
     before, after = (flat(recipe.model_dump(exclude=_NOT_OF_THE_TRAINING)) for recipe in (old, new))
     return [
         f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and (with_targets or key.split(".")[-1] not in OF_KEPT_TARGETS)
     ]
 
 
@@ -450,13 +465,16 @@ def _conflicts(recipe: Recipe) -> list[str]:
             problems.append(f"{key}.augment: has no effect in {recipe.task}")
         if teacher.augment is not None and teacher.training is None:
             problems.append(f"{key}.augment: has no effect on a teacher that is not trained")
+        if teacher.logits is not None:
+            problems += logits_problems(recipe.model_dump(), key, is_alone=len(recipe.teachers) == 1)
         if teacher.column is not None and len(recipe.teachers) > 1:
             problems.append(f"{key}.column: is a teacher on its own, and cannot be one of several")
     generalists = [teacher for teacher in recipe.teachers if teacher.specialist is None]
     if not generalists:
         problems.append("teacher: specialists teach beside a teacher that knows all labels: add one to the list")
     first, training = recipe.teachers[0], recipe.training
-    if recipe.students[0].from_teacher is not None and (first.column is not None or first.specialist is not None):
+    is_model = first.column is None and first.logits is None and first.specialist is None
+    if recipe.students[0].from_teacher is not None and not is_model:
         key = "stages.0" if recipe.stages else "student"
         problems.append(f"{key}.from_teacher: the first teacher is no model of all labels: use model or config")
     if all(teacher.training is not None for teacher in recipe.teachers) and training.get("teacher_label_map"):
@@ -464,7 +482,7 @@ def _conflicts(recipe: Recipe) -> list[str]:
     sections = {"training": training} | {f"stages.{i}.training": s.training for i, s in enumerate(recipe.stages)}
     for section, settings in sections.items():
         for key in ("teacher_weights", "teacher_combination"):
-            if settings.get(key) is not None and len(generalists) < 2:
+            if settings.get(key) is not None and len(generalists) < 2 and first.logits is None:
                 problems.append(f"{section}.{key}: has no effect with one teacher")
         if settings.get("teacher_quantization") is not None and len(recipe.teachers) > 1:
             own = [key for key in ("revision", "trust_remote_code") if any(getattr(t, key) for t in recipe.teachers)]

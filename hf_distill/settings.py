@@ -5,7 +5,7 @@ from typing import Any
 
 from hf_distill.config import DistillationConfig
 from hf_distill.problems import OF_DISTILLATION, OF_THE_FIRST_TEACHERS
-from hf_distill.recipe import Recipe, Stage, Student, Teacher
+from hf_distill.recipe import SOFT_TARGETS, Recipe, Stage, Student, Teacher
 
 # For a trainer that predicts; the last two would convert the model for good.
 NOT_TRAINING = {
@@ -37,4 +37,9 @@ def arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> Distill
         chosen = {name: value for name, value in chosen.items() if name not in OF_THE_FIRST_TEACHERS}
     if not isinstance(section, Student):
         chosen = {name: value for name, value in chosen.items() if name not in OF_DISTILLATION} | {"alpha": 1.0}
-    return DistillationConfig(**{**settings, **chosen, **fixed, "output_dir": str(folder)})
+    settings |= {**chosen, **fixed}
+    if settings.get("precompute_teacher_logits") and section is recipe.students[0]:
+        # Not where its checkpoints are, which are deleted at the end: others may learn from the same soft targets.
+        named = settings.get("teacher_logits_dir")
+        settings["teacher_logits_dir"] = named or str(Path(recipe.output_dir).expanduser() / SOFT_TARGETS)
+    return DistillationConfig(**{**settings, "output_dir": str(folder)})

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from hf_distill.recipe import Recipe, differences, read_resolved
+from hf_distill.recipe import SOFT_TARGETS, Recipe, differences, read_resolved
 
 _MARK = "# Written by hf-distill: all settings of the run in this folder.\n"
 _DATA = ".data_fingerprint"
@@ -30,16 +30,19 @@ class Workspace:
         path: the folder; made if need be.
         recipe: the settings of this run.
         overwrite: delete what a run with other settings has left there.
+        makes_targets: teachers and their soft targets alone are made: students that are there stay as they are, and so
+            does the note of their settings.
 
     Raises:
         ValueError: the folder cannot be written, holds a run with other settings or files that a run would replace, or
             is in use by another process.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, *, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, recipe: Recipe, *, overwrite: bool = False, makes_targets: bool = False) -> None:
         self.path = path
         self._recipe = recipe
         self._overwrite = overwrite
+        self._makes_targets = makes_targets
         self._leaves_no_trace = not path.exists()  # until the run begins
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -82,6 +85,8 @@ class Workspace:
                 "folder, or pass --overwrite to delete that run"
             )
         if self._overwrite:
+            if self._teachers_go():
+                shutil.rmtree(self.path / SOFT_TARGETS, ignore_errors=True)
             for entry in _entries(self.path):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
@@ -92,8 +97,19 @@ class Workspace:
         for stage in finished_stages(self.path):  # killed between its last two steps, `finish` leaves them
             shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
         self._leaves_no_trace = False
-        self._write("recipe.yaml", _MARK + self._recipe.to_yaml())
+        if not (self._makes_targets and _holds_students(self.path)):
+            self._write("recipe.yaml", _MARK + self._recipe.to_yaml())
         self._write(_DATA, data_fingerprint)
+
+    def _teachers_go(self) -> bool:
+        """Tell whether the soft targets that are here may be of other teachers than this run's."""
+        if self._recipe.teacher_stages() or not (self.path / "recipe.yaml").exists():
+            return True
+        try:
+            changed = differences(read_resolved(self.path / "recipe.yaml"), self._recipe)
+        except ValueError:
+            return True
+        return any(line.startswith("teacher") for line in changed)
 
     def _refuse_foreign_recipe(self) -> None:
         file = self.path / "recipe.yaml"
@@ -112,7 +128,7 @@ class Workspace:
                 )
             return
         try:
-            changed = differences(read_resolved(self.path / "recipe.yaml"), self._recipe)
+            changed = _differing(self.path, self._recipe, makes_targets=self._makes_targets)
         except (ValidationError, ValueError) as error:
             raise ValueError(
                 f"output_dir: {self.path / 'recipe.yaml'} is not a recipe that this version can read, so its settings "
@@ -197,10 +213,19 @@ def state_of(path: Path, recipe: Recipe) -> tuple[list[str] | None, list[str]]:
     if not (path / "recipe.yaml").exists() or not _holds_work(path):
         return None, []
     try:
-        changed = differences(read_resolved(path / "recipe.yaml"), recipe)
+        changed = _differing(path, recipe)
     except ValueError:
         changed = ["recipe.yaml cannot be read"]
     return changed, finished_stages(path)
+
+
+def _differing(path: Path, recipe: Recipe, *, makes_targets: bool = False) -> list[str]:
+    """List the settings in which a recipe differs from that of the run in a folder, as far as they matter there.
+
+    How soft targets are kept does not matter before there is a student, nor to who makes nothing else.
+    """
+    is_of_students = not makes_targets and _holds_students(path)
+    return differences(read_resolved(path / "recipe.yaml"), recipe, with_targets=is_of_students)
 
 
 def _entries(path: Path) -> list[Path]:
@@ -212,6 +237,13 @@ def _entries(path: Path) -> list[Path]:
 def _holds_work(path: Path) -> bool:
     """Tell whether a run has left more than its settings and empty folders: a checkpoint, a model, results."""
     return any(file.is_file() for entry in _entries(path)[2:] for file in (entry, *entry.rglob("*")))
+
+
+def _holds_students(path: Path) -> bool:
+    """Tell whether a run has begun to train a student there, or has made one."""
+    folders = [entry for entry in (*path.glob("checkpoints/*"), *path.glob("*")) if _STAGE.fullmatch(entry.name)]
+    begun = {folder.name for folder in folders if any(file.is_file() for file in folder.rglob("*"))}
+    return (path / "results.json").exists() or any(not stage.startswith("teacher") for stage in begun)
 
 
 def finished_stages(path: Path) -> list[str]:

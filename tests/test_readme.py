@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 TEACHERS = (ROOT / "docs" / "teachers.md").read_text()
 PUBLISHING = (ROOT / "docs" / "publishing.md").read_text()
+SOFT_TARGETS = (ROOT / "docs" / "soft_targets.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -30,7 +31,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 COMMANDS = [
     line.split("#")[0].strip()
-    for block in blocks(README, "sh") + blocks(TEACHERS, "sh") + blocks(PUBLISHING, "sh")
+    for block in [each for text in (README, TEACHERS, PUBLISHING, SOFT_TARGETS) for each in blocks(text, "sh")]
     for line in block.splitlines()
     if line.strip()
 ]
@@ -88,8 +89,8 @@ def test_each_command_exists(command):
     else:
         assert words[0] == "hf-distill"
         typer.main.get_command(app).commands[words[1]].make_context(words[1], words[2:])  # its options are known
-        if words[1] in ("train", "check"):
-            load_recipe(words[2], words[3:])
+        if words[1] in ("train", "check", "cache"):
+            load_recipe(words[2], [word for word in words[3:] if "=" in word])
         elif words[1] not in ("push", "card"):
             assert words[1] == "recipes"
             assert words[2] == "list" or find_recipe(words[3])
@@ -108,7 +109,7 @@ def test_files_that_it_names_exist():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("fragment", blocks(TEACHERS, "yaml"))
+@pytest.mark.parametrize("fragment", blocks(TEACHERS, "yaml") + blocks(SOFT_TARGETS, "yaml"))
 def test_a_part_of_a_recipe_that_the_docs_show_is_one(fragment, tmp_path):
     """A key that was renamed, or that never was."""
     base = yaml.safe_load((ROOT / "recipes/text/sst2_minilm.yaml").read_text())
@@ -157,4 +158,6 @@ def test_a_snippet_of_the_docs_trains(snippet):
 def test_the_docs_show_something():
     """Two empty lists would pass the last two tests."""
     assert len(blocks(TEACHERS, "yaml")) >= 3
+    assert blocks(SOFT_TARGETS, "yaml")
+    assert blocks(SOFT_TARGETS, "sh")
     assert len(blocks(TEACHERS, "python")) >= 3

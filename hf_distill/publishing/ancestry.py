@@ -39,34 +39,44 @@ class Ancestry:
     @property
     def base_models(self) -> list[str]:
         """Return the Hub ids of the teachers and of what the student starts from; an adapter's base is the first."""
-        teachers = [origin["model"] for origin in self.origins["teachers"]]
+        teachers = [each["model"] for origin in self.origins["teachers"] for each in origin.get("members", [origin])]
         own = self.student_origin["model"]
         ids = [own, *teachers] if self.is_adapter else [*teachers, own]
         return list(dict.fromkeys(name for name in ids if name is not None))
 
     @property
+    def soft_targets(self) -> list[str]:
+        """Return the Hub ids of data sets of soft targets that have taught in a teacher's place."""
+        ids = [(origin.get("soft_targets") or {}).get("id") for origin in self.origins["teachers"]]
+        return [name for name in ids if name is not None]
+
+    @property
     def has_local(self) -> bool:
-        """Tell whether a model came from a local folder."""
+        """Tell whether a model, or soft targets, came from a local folder."""
         pairs = [
             *zip(self.teachers, self.origins["teachers"], strict=True),
             *zip(self.stages, self.origins["stages"], strict=True),
             (self.student, self.student_origin),
         ]
-        return any(section.get("model") and origin["model"] is None for section, origin in pairs)
+        return any(
+            (section.get("model") and origin["model"] is None)
+            or (section.get("logits") and not (origin.get("soft_targets") or {}).get("id"))
+            for section, origin in pairs
+        )
 
     @property
     def teacher_words(self) -> str:
         """Return who taught, assistants included."""
         pairs = zip(self.teachers, self.origins["teachers"], strict=True)
-        words = [_words(section, origin) for section, origin in pairs]
+        words = [model_words(section, origin) for section, origin in pairs]
         text = words[0] if len(words) == 1 else f"{len(words)} teachers ({'; '.join(words)})"
         between = zip(self.stages, self.origins["stages"], strict=True)
-        return text + "".join(f", by way of {_words(section, origin)}" for section, origin in between)
+        return text + "".join(f", by way of {model_words(section, origin)}" for section, origin in between)
 
     @property
     def student_words(self) -> str:
         """Return what the student is."""
-        return _words(self.student, self.student_origin)
+        return model_words(self.student, self.student_origin)
 
 
 def inferred_lineage(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +91,16 @@ def inferred_lineage(recipe: Mapping[str, Any]) -> dict[str, Any]:
     def origin(section: Mapping[str, Any]) -> dict[str, Any]:
         model = section.get("model")
         is_on_hub = model is not None and not is_local(model)
-        return {"model": model if is_on_hub else None, "revision": None, "license": None, "seed": None}
+        found: dict[str, Any] = {
+            "model": model if is_on_hub else None,
+            "revision": None,
+            "license": None,
+            "seed": None,
+        }
+        logits = section.get("logits")
+        if logits is not None:
+            found["soft_targets"] = {"id": None if is_local(logits) else logits, "revision": None}
+        return found
 
     teachers = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
     named = recipe["data"]["dataset"]
@@ -128,12 +147,22 @@ def _scores(ancestry: Ancestry, results: Results) -> dict[str, ModelResult]:
     return {**teachers, **results.stages, "student": results.student}
 
 
-def _words(section: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
-    """Say what a model is, without links."""
+def model_words(section: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    """Say what a model is, without links.
+
+    Args:
+        section: of a recipe.
+        origin: where it comes from, as in a lineage.
+    """
     if section.get("from_teacher"):
         return f"layers {', '.join(map(str, section['from_teacher']['layers']))} of it"
     if section.get("column"):
         return f"the column `{section['column']}` of the data"
+    if section.get("logits"):
+        shared, members = origin.get("soft_targets") or {}, origin.get("members") or []
+        said_by = "; ".join(each["words"] for each in members) or "a teacher that is not named"
+        who = f"{len(members)} teachers ({said_by}), by their" if len(members) > 1 else f"{said_by}, by its"
+        return f"{who} soft targets `{shared.get('id') or last_name(section['logits'])}`"
     if section.get("function"):
         return "a function"
     addition = (" (a specialist)" if section.get("specialist") else "") + (
@@ -148,8 +177,17 @@ def _words(section: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
 
 def _linked(section: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
     if section.get("from_teacher"):
-        return _words(section, origin).replace(" of it", " of its teacher")
-    words = _words(section, origin)
+        return model_words(section, origin).replace(" of it", " of its teacher")
+    words = model_words(section, origin)
+    if section.get("logits"):
+        members = [each["model"] for each in origin.get("members", []) if each["model"] is not None]
+        for name in members:
+            words = words.replace(f"`{name}`", f"[{name}]({_HUB}/{name})")
+        shared = origin.get("soft_targets") or {}
+        if not shared.get("id"):
+            return words + ", a local folder"
+        name, pinned = shared["id"], f"/tree/{shared['revision']}" if shared.get("revision") else ""
+        return words.replace(f"`{name}`", f"[{name}]({_HUB}/datasets/{name}{pinned})")
     if origin["model"] is None:
         return words + (", a local folder" if section.get("model") else "")
     return words.replace(f"`{origin['model']}`", f"[{origin['model']}]({_HUB}/{origin['model']})")

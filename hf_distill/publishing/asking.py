@@ -132,11 +132,11 @@ class Hub:
                     raise self._error(what, trouble) from error
         raise AssertionError("unreachable: the last pause is None")
 
-    def text(self, repo_id: str, name: str, revision: str) -> str:
-        """Return a text file of a model's repository."""
+    def text(self, repo_id: str, name: str, revision: str, *, kind: str = "model") -> str:
+        """Return a text file of a model's repository, or a data set's."""
 
         def question() -> bytes:
-            url = hf_hub_url(repo_id, name, revision=revision, endpoint=self.api.endpoint)
+            url = hf_hub_url(repo_id, name, revision=revision, endpoint=self.api.endpoint, repo_type=kind)
             headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
             response = get_session().get(url, headers=headers)
             hf_raise_for_status(response)

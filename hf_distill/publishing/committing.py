@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOpera
 
 from hf_distill.publishing.asking import Hub, HubError
 from hf_distill.publishing.files import Outgoing
-from hf_distill.publishing.repository import Destination, Found, files_at, is_same, look, what_changed, who
+from hf_distill.publishing.repository import Destination, Found, files_at, info_of, is_same, look, what_changed, who
 
 Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 _IGNORED = ".gitignore"
@@ -25,7 +25,10 @@ def found_or_made(hub: Hub, to: Destination) -> Found:
     found = look(hub, to)
     if found is None:
         # A repository that is there since the last question is the outcome of a lost answer, or is looked at below.
-        hub.ask(f"make {to.repo_id}", lambda: hub.api.create_repo(to.repo_id, private=to.private, exist_ok=True))
+        hub.ask(
+            f"make {to.repo_id}",
+            lambda: hub.api.create_repo(to.repo_id, private=to.private, exist_ok=True, repo_type=to.kind),
+        )
         found = look(hub, to)
     if found is None:
         raise HubError(
@@ -74,7 +77,9 @@ class Change:
         branch, start = self.to.branch, self.found.head
         self.hub.ask(
             f"make the branch {branch}",
-            lambda: self.api.create_branch(self.to.repo_id, branch=branch, revision=start, exist_ok=True),
+            lambda: self.api.create_branch(
+                self.to.repo_id, branch=branch, revision=start, exist_ok=True, repo_type=self.to.kind
+            ),
         )
 
     def commit(self, title: str, *, collect_remarks: bool = True) -> tuple[str, str | None]:
@@ -104,6 +109,7 @@ class Change:
                 revision=self.to.branch,
                 create_pr=self.to.create_pr,
                 parent_commit=self.found.head,
+                repo_type=self.to.kind,
             )
             return made.oid, made.pr_url
 
@@ -126,14 +132,18 @@ class Change:
         name = self.to.repo_id
 
         def question() -> list[Discussion]:
-            return list(self.api.get_repo_discussions(name, discussion_type="pull_request", discussion_status="open"))
+            return list(
+                self.api.get_repo_discussions(
+                    name, discussion_type="pull_request", discussion_status="open", repo_type=self.to.kind
+                )
+            )
 
         proposals = self.hub.ask(f"list the pull requests of {name}", question)
         same = next((each for each in proposals if f"({self.mark[:_SHORT]})" in each.title), None)
         if same is None:
             return None
         ref = f"refs/pr/{same.num}"
-        info = self.hub.ask(f"tell of {name}", lambda: self.api.model_info(name, revision=ref))
+        info = self.hub.ask(f"tell of {name}", lambda: info_of(self.hub, self.to, ref))
         return str(info.sha), same.url
 
     def _committed(self) -> tuple[str, None] | None:
@@ -143,20 +153,24 @@ class Change:
             HubError: somebody else has.
         """
         name, branch, head = self.to.repo_id, self.to.branch, self.found.head
-        info = self.hub.ask(f"tell of {name}", lambda: self.api.model_info(name, revision=branch))
+        info = self.hub.ask(f"tell of {name}", lambda: info_of(self.hub, self.to, branch))
         if info.sha == head:
             return None
-        history = self.hub.ask(f"list the commits of {name}", lambda: self.api.list_repo_commits(name, revision=branch))
+        history = self.hub.ask(
+            f"list the commits of {name}",
+            lambda: self.api.list_repo_commits(name, revision=branch, repo_type=self.to.kind),
+        )
         since = list(takewhile(lambda commit: commit.commit_id != head, history))
         for commit in since:
             if self.mark in commit.message:
                 return commit.commit_id, None
-        files = files_at(self.hub, name, str(info.sha))
+        files = files_at(self.hub, self.to, str(info.sha))
         if all(is_same(file, files.get(file.path_in_repo)) for file in self.files):
             return str(info.sha), None
+        what = "the student" if self.to.kind == "model" else "the soft targets"
         raise HubError(
             f"{name} has changed while this push was under way, and nothing was sent: {who(since)} changed "
-            f"{what_changed(self.found.files, files)}. Push again to put the student on top of that",
+            f"{what_changed(self.found.files, files)}. Push again to put {what} on top of that",
             412,
         )
 
@@ -170,6 +184,7 @@ class Change:
                 additions,
                 revision=self.to.branch,
                 create_pr=self.to.create_pr,
+                repo_type=self.to.kind,
                 free_memory=False,
             ),
         )

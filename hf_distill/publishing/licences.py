@@ -61,6 +61,12 @@ def student_licence(recipe: Mapping[str, Any], lineage: Mapping[str, Any], given
     return {name: origin[name] for name in names if origin.get(name) not in (None, "unknown")}
 
 
+def _named(member: Mapping[str, Any]) -> str | None:
+    """Return what a teacher is called that is known by its soft targets alone; None for one that started anew."""
+    words = member.get("words")
+    return None if words is None or words.startswith("a `") else str(words)
+
+
 def objections(recipe: Mapping[str, Any], lineage: Mapping[str, Any], licence: str | None) -> list[str]:
     """Return a line for each model whose licence has something to say to the student's, teachers first.
 
@@ -71,8 +77,12 @@ def objections(recipe: Mapping[str, Any], lineage: Mapping[str, Any], licence: s
     """
     teachers = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
     stages = recipe.get("stages", [])
-    models = [
-        *(("teacher", *pair) for pair in zip(teachers, lineage.get("teachers", []), strict=False)),
+    models: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [
+        ("teacher", {**section, "model": section.get("model") or _named(member)}, member)
+        for section, origin in zip(teachers, lineage.get("teachers", []), strict=False)
+        for member in origin.get("members", [origin])
+    ]
+    models += [
         *(("stage", *pair) for pair in zip(stages, lineage.get("stages", []), strict=False)),
         ("student", recipe["student"], lineage.get("student", {})),
     ]
@@ -80,7 +90,7 @@ def objections(recipe: Mapping[str, Any], lineage: Mapping[str, Any], licence: s
     for role, section, origin in models:
         if section.get("model") is None or not lineage:
             continue
-        name = origin.get("model") or last_name(section["model"])
+        name = origin.get("model") or last_name(section["model"].strip("`"))
         said = objection(origin.get("license"), licence)
         if said is not None and name not in lines:
             lines[name] = f"{role} `{name}`: {said}"

@@ -57,7 +57,11 @@ def model_card(
         **licence_fields(licence),
         library_name="peft" if ancestry.is_adapter else "transformers",
         pipeline_tag=results.task,
-        datasets=[ancestry.dataset] if ancestry.dataset and ":" not in ancestry.dataset else None,
+        datasets=[
+            *([ancestry.dataset] if ancestry.dataset and ":" not in ancestry.dataset else []),
+            *ancestry.soft_targets,
+        ]
+        or None,
         metrics=[metric for metric in recipe["metrics"] if not is_local(metric)] or None,
         tags=["knowledge-distillation", "distillation"],
         model_name=name.split("/")[-1],

@@ -7,7 +7,7 @@ from typing import Any
 
 _MODELS = ("teacher", "stages", "student")
 # Fields that may hold the id of something on the Hub or a path; all others are paths only if they look like one.
-_SOURCES = ("model", "processor", "dataset")
+_SOURCES = ("model", "processor", "dataset", "logits")
 _LABELS = (
     "label_names",
     "teacher_label_map",
@@ -58,7 +58,12 @@ def last_name(path: str) -> str:
 def _from_hub(key: str, lineage: Mapping[str, Any]) -> list[bool | None]:
     """Return for each model of a section whether it came from the Hub, None where that is not known."""
     entries: dict[str, list[Any]] = {"teacher": lineage.get("teachers", []), "student": [lineage.get("student")]}
-    return [None if entry is None else entry.get("model") is not None for entry in entries.get(key, [])]
+    return [None if entry is None else _is_from_hub(entry) for entry in entries.get(key, [])]
+
+
+def _is_from_hub(entry: Mapping[str, Any]) -> bool:
+    shared = entry.get("soft_targets")
+    return (entry.get("model") if shared is None else shared.get("id")) is not None
 
 
 def _models(value: Any, from_hub: list[bool | None]) -> Any:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import ModelCard
 from huggingface_hub.repocard import REGEX_YAML_BLOCK, RepoCard
 from huggingface_hub.repocard_data import CardData
 
@@ -22,7 +21,7 @@ _KEY = re.compile(r"""^(?:"([^"\n]+)"|'([^'\n]+)'|([^\s#"'\[\]{},&*!|>%@`?-][^:\
 Metadata = dict[str, Any]
 
 
-def merge(existing: str | None, card: ModelCard) -> str:
+def merge(existing: str | None, card: RepoCard) -> str:
     """Return a README with a card's section and metadata in it, and everything else as it was, byte for byte.
 
     The section stands where its marks are, or else at the end. Of the metadata, what the user wrote wins: lists are

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from typing import Literal
 
 from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.hf_api import GitCommitInfo, ModelInfo, RepoFile, RepoFolder
+from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, GitRefs, ModelInfo, RepoFile, RepoFolder
 
 from hf_distill.publishing.asking import Hub
 from hf_distill.publishing.files import README, Outgoing
@@ -18,17 +19,20 @@ SHOWN = 3
 _RESULTS = "results.json"
 _MODELS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.keras", "*.msgpack", "*.gguf", "*.onnx")
 
+_NO_DATA = (".git*", README, "LICENSE*", "*.png", "*.jpg")
+
 
 @dataclass(frozen=True)
 class Destination:
-    """Where a student goes.
+    """Where a student goes, or soft targets.
 
     Attributes:
         repo_id: `name`, which is taken to be in the user's own namespace, or `namespace/name`.
         private: whether a new repository is seen by its owner alone; None leaves that to the Hub.
         revision: the branch, made if there is none; None for main.
         create_pr: propose it by a pull request.
-        overwrite: replace a model that this package has not made.
+        overwrite: replace a model, or data, that this package has not made.
+        kind: a model's repository or a data set's.
 
     Raises:
         ValueError: there can be no such repository or branch.
@@ -39,6 +43,7 @@ class Destination:
     revision: str | None = None
     create_pr: bool = False
     overwrite: bool = False
+    kind: Literal["model", "dataset"] = "model"
 
     def __post_init__(self) -> None:
         check_destination_words(self.repo_id, self.revision, create_pr=self.create_pr)
@@ -58,6 +63,11 @@ class Destination:
         """Return the branch's name."""
         return self.revision or MAIN
 
+    @property
+    def page(self) -> str:
+        """Return the repository's part of an address on the Hub."""
+        return self.repo_id if self.kind == "model" else f"datasets/{self.repo_id}"
+
 
 @dataclass(frozen=True)
 class Found:
@@ -71,7 +81,12 @@ class Found:
     @property
     def is_ours(self) -> bool:
         """Tell whether an earlier push has made it."""
-        return _RESULTS in self.files or BEGIN in (self.readme or "")
+        return _RESULTS in self.files or self.has_our_card
+
+    @property
+    def has_our_card(self) -> bool:
+        """Tell whether a card of ours is in README.md."""
+        return BEGIN in (self.readme or "")
 
 
 def in_full(to: Destination, hub: Hub) -> Destination:
@@ -81,11 +96,11 @@ def in_full(to: Destination, hub: Hub) -> Destination:
 
 def look(hub: Hub, to: Destination) -> Found | None:
     """Return what is there, None if there is no such repository (or none that the token may see)."""
-    api, name = hub.api, to.repo_id
+    name = to.repo_id
 
-    def question() -> ModelInfo | None:
+    def question() -> ModelInfo | DatasetInfo | None:
         try:
-            return api.model_info(name)
+            return info_of(hub, to)
         except RepositoryNotFoundError as error:
             if error.response.status_code == 404:
                 return None
@@ -100,34 +115,54 @@ def look(hub: Hub, to: Destination) -> Found | None:
         )
     head, has_branch = str(info.sha), True
     if to.branch != MAIN:
-        refs = hub.ask(f"list the branches of {name}", lambda: api.list_repo_refs(name, include_pull_requests=True))
+        refs = hub.ask(f"list the branches of {name}", lambda: _refs(hub, to))
         heads = {ref.name: ref.target_commit for ref in refs.branches}
         heads |= {ref.ref: ref.target_commit for ref in refs.pull_requests or []}
         if to.branch in {tag.name for tag in refs.tags}:
             raise ValueError(f"{to.branch} is a tag of {name}, and tags do not move: name a branch")
         has_branch = to.branch in heads
         head = heads.get(to.branch, head)
-    files = files_at(hub, name, head)
-    text = hub.text(name, README, head) if README in files else None
+    files = files_at(hub, to, head)
+    text = hub.text(name, README, head, kind=to.kind) if README in files else None
     return Found(head, files, text, has_branch)
 
 
-def files_at(hub: Hub, name: str, commit: str) -> dict[str, RepoFile]:
+def info_of(hub: Hub, to: Destination, revision: str | None = None) -> ModelInfo | DatasetInfo:
+    """Ask once what a repository is; None is main."""
+    if to.kind == "dataset":
+        return hub.api.dataset_info(to.repo_id, revision=revision)
+    return hub.api.model_info(to.repo_id, revision=revision)
+
+
+def files_at(hub: Hub, to: Destination, commit: str) -> dict[str, RepoFile]:
     """Return the files of a commit by their paths."""
 
     def question() -> list[RepoFile | RepoFolder]:
-        return list(hub.api.list_repo_tree(name, revision=commit, recursive=True))
+        return list(hub.api.list_repo_tree(to.repo_id, revision=commit, recursive=True, repo_type=to.kind))
 
-    return {each.path: each for each in hub.ask(f"list the files of {name}", question) if isinstance(each, RepoFile)}
+    listed = hub.ask(f"list the files of {to.repo_id}", question)
+    return {each.path: each for each in listed if isinstance(each, RepoFile)}
+
+
+def _refs(hub: Hub, to: Destination) -> GitRefs:
+    return hub.api.list_repo_refs(to.repo_id, include_pull_requests=True, repo_type=to.kind)
 
 
 def refuse_foreign(to: Destination, found: Found) -> None:
-    """Refuse to replace a model that is none of ours, unless told to.
+    """Refuse to replace a model, or data, that are none of ours, unless told to.
 
     Raises:
         ValueError: there is one.
     """
-    if found.is_ours or to.overwrite or to.create_pr:
+    if to.overwrite or to.create_pr or (found.is_ours if to.kind == "model" else found.has_our_card):
+        return
+    if to.kind == "dataset":
+        data = [path for path in found.files if not any(fnmatch(path, name) for name in _NO_DATA)]
+        if data:
+            raise ValueError(
+                f"the name {to.repo_id} is taken by a data set that hf-distill has not made "
+                f"({', '.join(data[:SHOWN])}): choose another, or replace it by --overwrite"
+            )
         return
     models = [path for path in found.files if any(fnmatch(path, name) for name in _MODELS)]
     if models:

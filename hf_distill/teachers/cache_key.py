@@ -30,6 +30,7 @@ _NOT_OF_THE_LOGITS = {
     "_commit_hash",
     "_name_or_path",
     "architectures",
+    "auto_map",
     "base_model_name_or_path",
     "dtype",
     "id2label",
@@ -38,6 +39,7 @@ _NOT_OF_THE_LOGITS = {
     "quantization_config",
     "torch_dtype",
     "transformers_version",
+    "use_cache",
 }
 
 
@@ -91,19 +93,24 @@ def check_key(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -
     Raises:
         ValueError: the message lists what differs, with both values.
     """
+    differing = key_differences(found, wanted)
+    if differing:
+        raise ValueError(
+            f"teacher_logits_dir: {path} holds soft targets that were made in another way: {differing}. Set another "
+            "teacher_logits_dir, or delete that folder."
+        )
+
+
+def key_differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Say in what a key differs from what a run would write, with both values; nothing if it does not."""
     differing = [
         f"{name} is {_shortened(there)} there and {_shortened(here)} here"
         for entry in wanted
         if entry != ABOUT
         for name, there, here in _differences(entry, found.get(entry), wanted[entry])
     ]
-    if differing:
-        more = len(differing) - _NUM_DIFFERENCES
-        raise ValueError(
-            f"teacher_logits_dir: {path} holds soft targets that were made in another way: "
-            f"{'; '.join(differing[:_NUM_DIFFERENCES])}{f'; and {more} more' if more > 0 else ''}. Set another "
-            "teacher_logits_dir, or delete that folder."
-        )
+    more = len(differing) - _NUM_DIFFERENCES
+    return "; ".join(differing[:_NUM_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def write_key(path: Path, key: Mapping[str, Any]) -> None:

@@ -1,0 +1,95 @@
+"""Make soft targets alone, for `train` to find and for others to learn from."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+
+from hf_distill.publishing.hub import Published
+from hf_distill.publishing.repository import Destination
+from hf_distill.publishing.target_sharing import share
+from hf_distill.recipe import Recipe
+from hf_distill.staging import opened, settle_devices
+from hf_distill.teacher_answers import judged, targets_folder
+from hf_distill.teacher_facts import read_facts
+from hf_distill.teachers.soft_targets import SoftTargets, shards_in
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Soft targets in a folder.
+
+    Attributes:
+        folder: where they are.
+        num_rows: how many rows have some, those of other runs in the same folder among them.
+        num_bytes: of all of them.
+        num_asked: rows that the teacher was asked about now.
+        seconds: that this took.
+        metrics: of what the teachers say of the rows that all are judged on.
+    """
+
+    folder: Path
+    num_rows: int
+    num_bytes: int
+    num_asked: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
+    """Have a recipe's teachers answer for all rows that its first student needs, and train no student.
+
+    Teachers that the recipe trains are trained first. All is left where `train` of the same recipe finds it.
+
+    Args:
+        recipe: the recipe.
+        name: its short name.
+
+    Raises:
+        ValueError: there is no teacher to ask; or something in the data, the models, the output folder or the folder of
+            soft targets is not as it should be.
+    """
+    for key in ("column", "logits"):
+        if getattr(recipe.teachers[0], key) is not None:
+            raise ValueError(f"teacher.{key}: these are soft targets already, there is no teacher to ask")
+    settle_devices(recipe)
+    with opened(recipe, name, makes_targets=True) as stages:
+        stages.begin(needs_labels=False)
+        members = stages.teachers()
+        folder = targets_folder(stages)
+        before = {file.name for file in shards_in(folder)}
+        start = time.perf_counter()
+        said = judged(stages, members, is_asked=True)
+        seconds = time.perf_counter() - start
+        metrics = stages.metrics(said.together, said.labels)
+        PartialState().wait_for_everyone()
+    files = shards_in(folder)
+    return Cached(
+        folder=folder,
+        num_rows=len(SoftTargets(folder)),
+        num_bytes=sum(file.stat().st_size for file in files),
+        num_asked=sum(num_rows_of(file) for file in files if file.name not in before),
+        seconds=seconds,
+        metrics=metrics,
+    )
+
+
+def share_soft_targets(cached: Cached, to: Destination) -> Published:
+    """Share soft targets as a data set on the Hub; see `target_sharing.share`.
+
+    Raises:
+        ValueError: they are not fit to go out, or the Hub did not take them.
+    """
+    targets = SoftTargets(cached.folder)
+    return share(
+        cached.folder, to, key=targets.key, facts=read_facts(cached.folder, targets.key), num_rows=len(targets)
+    )
+
+
+def num_rows_of(shard: Path) -> int:
+    """Return for how many rows there are soft targets in a file, by its header."""
+    with shard.open("rb") as content:
+        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    return int(header["digests"]["shape"][0])

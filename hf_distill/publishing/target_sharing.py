@@ -1,0 +1,127 @@
+"""Soft targets, shared as a data set on the Hub in one commit, however often it is tried."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_distill.publishing.asking import Hub
+from hf_distill.publishing.committing import Change, found_or_made
+from hf_distill.publishing.files import README, Outgoing
+from hf_distill.publishing.hub import Published
+from hf_distill.publishing.portable import is_local, last_name
+from hf_distill.publishing.readme import merge
+from hf_distill.publishing.repository import SHOWN, Destination, in_full, refuse_foreign
+from hf_distill.publishing.secrets import scan
+from hf_distill.publishing.target_card import target_card
+
+KEY, FACTS = "key.json", "teacher.json"
+_SHARD = re.compile(r"([0-9a-f]{32})\.safetensors")
+
+
+def share(
+    folder: Path,
+    to: Destination,
+    *,
+    key: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    num_rows: int,
+    token: str | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Published:
+    """Share soft targets in one commit, so that no reader ever sees a part of them.
+
+    The folder is only read. Text of the user's in the data set's README.md stays; what is there already is not sent
+    again, and if all of it is there nothing is done. Soft targets that were there before and are not in the folder go.
+
+    Args:
+        folder: of the soft targets.
+        to: a data set's repository.
+        key: how they were made.
+        facts: what is known of their teachers.
+        num_rows: how many rows have soft targets.
+        token: the user's; None for the one of the environment or of the last login.
+        sleep: waits so many seconds, where the Hub is busy or an answer got lost.
+
+    Raises:
+        ValueError: the soft targets are not fit to go out, or (`HubError`) the Hub did not take them; what to do is in
+            the message.
+    """
+    files = outgoing(folder, key, facts)
+    hub = Hub(token, sleep).sign_in()
+    to = in_full(to, hub)
+    size = sum(file.size for file in files if file.path_in_repo not in (KEY, FACTS))
+    card = target_card(key, facts, num_rows=num_rows, num_bytes=size, repo_id=to.repo_id)
+    # What somebody has written into the README that is there is theirs.
+    _refuse_secrets([*files, Outgoing(README, str(card).encode())], folder, to, key, hub.token)
+    found = found_or_made(hub, to)
+    refuse_foreign(to, found)
+    try:
+        files = [Outgoing(README, merge(found.readme, card).encode()), *files]
+    except ValueError as error:
+        raise ValueError(f"on the Hub, {to.repo_id}: {error}") from error
+    ours = {file.path_in_repo for file in files}
+    change = Change(hub, to, found, files, [p for p in found.files if _SHARD.fullmatch(p) and p not in ours])
+    change.make_branch()
+    commit = found.head
+    if not change.is_none:
+        commit, _ = change.commit(f"Share soft targets of {num_rows:,} rows, kept with hf_distill")
+    return Published(
+        repo_id=to.repo_id,
+        commit=commit,
+        url=f"{hub.api.endpoint}/{to.page}/tree/{to.branch}",
+        files=tuple(file.path_in_repo for file in change.changed),
+        removed=tuple(change.removed),
+        remarks=tuple(change.remarks),
+    )
+
+
+def outgoing(folder: Path, key: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Outgoing]:
+    """Return what of a folder of soft targets goes out, README.md left out.
+
+    Raises:
+        ValueError: there are no soft targets, or some are damaged.
+    """
+    shards = [path for path in sorted(folder.iterdir()) if _SHARD.fullmatch(path.name)]
+    if not shards:
+        raise ValueError(f"nothing was sent, there are no soft targets in {folder}")
+    files = [Outgoing(path.name, path) for path in shards]
+    damaged = [file.path_in_repo for file in files if not file.path_in_repo.startswith(file.sha256[:32])]
+    if damaged:
+        more = f" and {len(damaged) - SHOWN} more" if len(damaged) > SHOWN else ""
+        raise ValueError(
+            f"nothing was sent, in {folder} {', '.join(damaged[:SHOWN])}{more} {'is' if len(damaged) == 1 else 'are'} "
+            "damaged: let `hf-distill cache` mend the folder, which asks the teacher about these rows again"
+        )
+    return [Outgoing(KEY, _text(_portable_key(key, facts))), Outgoing(FACTS, _text(_portable_facts(facts))), *files]
+
+
+def _portable_key(key: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a key whose teachers are named by their ids on the Hub alone; names are not compared with anything."""
+    named = [{"name": each["model"], "commit": each["revision"]} for each in facts["teachers"]]
+    return {**key, "about": {**key.get("about", {}), "teachers": named}}
+
+
+def _portable_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    recipe = facts["recipe"]
+    return {"format": 1, **facts, "recipe": last_name(recipe) if recipe and is_local(recipe) else recipe}
+
+
+def _text(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _refuse_secrets(
+    files: list[Outgoing], folder: Path, to: Destination, key: Mapping[str, Any], token: str | None
+) -> None:
+    public = {word for text in (to.repo_id.partition("/")[0], *(key["labels"] or [])) for word in str(text).split()}
+    findings = scan(files, token=token, public=public)
+    if findings:
+        shown = "; ".join(map(str, findings[:SHOWN]))
+        more = f" and {len(findings) - SHOWN} more" if len(findings) > SHOWN else ""
+        raise ValueError(
+            f"nothing was sent, these must not be published: {shown}{more}. Make the soft targets of {folder} anew "
+            "from models, data and labels whose names are nobody's"
+        )

@@ -1,0 +1,310 @@
+"""Soft targets made by `hf-distill cache`, and runs that go on from there."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
+import pytest
+import transformers
+import yaml
+from safetensors.torch import load_file
+from sharing import TARGETS, asked_about, recipe_file
+from test_run import SMALL, digits_recipe, run, text_recipe
+from test_teachers_in_recipes import ensemble_recipe
+
+from hf_distill.caching import cache_soft_targets
+from hf_distill.evaluation.results import Results
+from hf_distill.recipe import load_recipe
+from hf_distill.run import distill
+from hf_distill.staging import Stages
+from hf_distill.trainer import DistillationTrainer
+
+pytest_plugins = ["pushing_fixture"]
+
+ON = "training.precompute_teacher_logits=true"
+SWITCH_ON = {**SMALL, "num_train_epochs": 2, "precompute_teacher_logits": True}
+ANY = {"allow_untrained_teacher": True}
+COMPARED = 8  # rows of each data set that a run looks at again, at most
+
+
+def weights(run: str = "out", stage: str = "student") -> dict:
+    return load_file(f"{run}/{stage}/model.safetensors")
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+
+def shards(folder: str | Path = TARGETS) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).glob("*.safetensors")}
+
+
+class TestCommand:
+    def test_train_goes_on_from_there_and_asks_about_no_row(self, command, caplog, monkeypatch):
+        """A night of the teacher's answers that `train` looks for elsewhere, or under another key."""
+        count = asked_about(monkeypatch)
+        recipe = recipe_file(digits_recipe())
+        code, out, err = command("cache", recipe)
+        assert (code, err) == (0, "")
+        size = sum(map(len, shards().values()))
+        lines = out.splitlines()[-2:]
+        assert (
+            lines[0]
+            == f"Soft targets of 850 rows are in {TARGETS}: {size / 2**20:.2f} MiB, {size / 850:.0f} bytes a row."
+        )
+        assert re.fullmatch(
+            r"The teacher \(accuracy 0\.\d{4}, f1 0\.\d{4}\) was asked about 850 rows \(.+ s\)\.", lines[1]
+        )
+        assert count.total - 850 <= 2 * 2 * COMPARED
+        assert not Path("out/student").exists()
+        before, teacher = shards(), weights(stage="teacher")
+        code, out, err = command("cache", recipe)
+        assert (code, err) == (0, "")
+        assert "was asked about no row, all were there (" in out.splitlines()[-1]
+        transformers.logging.set_verbosity_info()
+        count.total = 0
+        try:
+            assert command("train", recipe, ON)[0] == 0
+        finally:
+            transformers.logging.set_verbosity_error()
+        assert count.total <= 2 * 2 * COMPARED
+        assert not [line for line in caplog.messages if line.startswith("Soft targets: made")]
+        assert shards() == before
+        assert same(weights(stage="teacher"), teacher)
+        found = Results.read(Path("out"))
+        again = run(digits_recipe(training=SWITCH_ON, output_dir="again"))
+        assert same(weights(), weights("again"))
+        assert same(weights(stage="baseline"), weights("again", "baseline"))
+        assert found.teacher.metrics == again.teacher.metrics
+        assert found.agreement == again.agreement
+
+    def test_train_without_them_keeps_the_teacher(self, command):
+        """The folder refused, or the teacher trained once more, because soft targets were made for another recipe."""
+        recipe = recipe_file(digits_recipe(baseline=False))
+        assert command("cache", recipe)[0] == 0
+        stamp = Path("out/teacher/model.safetensors").stat().st_mtime_ns
+        code, _, err = command("train", recipe)
+        assert (code, err) == (0, "")
+        assert Path("out/teacher/model.safetensors").stat().st_mtime_ns == stamp
+        assert "precompute_teacher_logits" not in load_recipe("out/recipe.yaml").training
+
+    def test_other_settings_of_the_student_are_refused_as_ever(self, command):
+        """A student of one learning rate in a folder whose recipe says another."""
+        recipe = recipe_file(digits_recipe(baseline=False))
+        command("cache", recipe)
+        code, _, err = command("train", recipe, "training.learning_rate=0.5")
+        assert code == 2
+        assert "holds a run with other settings (training.learning_rate: 0.01 -> 0.5)" in err
+
+    def test_a_finished_run_stays_as_it_is(self, command):
+        """A recipe.yaml that says that the student learnt from soft targets which were made after it."""
+        recipe = recipe_file(digits_recipe(baseline=False))
+        assert command("train", recipe)[0] == 0
+        kept = {name: Path("out", name).read_bytes() for name in ("recipe.yaml", "results.json")}
+        assert command("cache", recipe)[0] == 0
+        assert shards()
+        assert {name: Path("out", name).read_bytes() for name in kept} == kept
+        assert command("train", recipe)[0] == 0
+        code, _, err = command("train", recipe, ON)
+        assert code == 2
+        assert "training.precompute_teacher_logits: 'unset' -> True" in err
+
+    def test_the_folder_that_the_recipe_names_is_filled(self, command):
+        """Two places for one thing."""
+        training = {**SMALL, "num_train_epochs": 1, "precompute_teacher_logits": True, "teacher_logits_dir": "kept"}
+        recipe = recipe_file(digits_recipe(baseline=False, training=training))
+        assert command("cache", recipe, "training.teacher_logits_dtype=float32")[0] == 0
+        assert json.loads(Path("kept/key.json").read_text())["logits"]["dtype"] == "float32"
+        assert not Path(TARGETS).exists()
+
+    def test_overwriting_a_run_removes_soft_targets_of_a_teacher_that_is_trained_again(self, command):
+        """A refusal, after the training, of soft targets that nobody has asked to keep."""
+        recipe = recipe_file(digits_recipe(baseline=False))
+        assert command("cache", recipe)[0] == 0
+        code, _, err = command("train", recipe, ON, "teacher.training.seed=7", "--overwrite")
+        assert (code, err) == (0, "")
+
+    def test_views_of_augmented_rows_are_all_made(self, command, monkeypatch):
+        """The second epoch's rows are asked about by `train`."""
+        recipe = digits_recipe(baseline=False, training={**SWITCH_ON, "teacher_logits_views": 2, **ANY})
+        recipe["data"] |= {"augment": {"crop_padding": 1}, "max_train_rows": 50}
+        _, out, _ = command("cache", recipe_file(recipe))
+        assert "Soft targets of 550 rows" in out
+        before = shards()
+        code, _, err = command("train", "recipe.yaml")
+        assert (code, err) == (0, "")
+        assert shards() == before
+
+    def test_the_first_stage_is_the_one_that_is_taught(self, command):
+        """Soft targets for the last student, whom the teacher does not teach."""
+        recipe = digits_recipe(baseline=False)
+        recipe["stages"] = [{"config": recipe["student"]["config"], "training": {"seed": 3}}]
+        assert command("cache", recipe_file(recipe))[0] == 0
+        before = shards()
+        assert command("train", "recipe.yaml", ON)[0] == 0
+        assert shards() == before
+        assert not Path("out/checkpoints/stage-1").exists()
+
+    def test_rows_to_judge_on_are_asked_about_too(self, command):
+        """The results at the end of `train` need a teacher that is not there any more."""
+        recipe = text_recipe(baseline=False, training={**SMALL, "num_train_epochs": 1, **ANY})
+        recipe["data"] |= {"train_split": "train[:60]", "eval_split": "train[60:]", "test_split": "validation"}
+        assert command("cache", recipe_file(recipe))[0] == 0
+        known = json.loads(Path(TARGETS, "teacher.json").read_text())["data"]
+        assert known["num_rows"] == {"train": 60, "evaluation": 36, "test": 40}
+        before = shards()
+        code, _, err = command("train", "recipe.yaml", ON)
+        assert (code, err) == (0, "")
+        assert shards() == before
+
+    @pytest.mark.parametrize(
+        ("teacher", "message"),
+        [
+            ({"column": "teacher_probs"}, "teacher.column: these are soft targets already, there is no teacher to ask"),
+            ({"logits": "ada/x"}, "teacher.logits: these are soft targets already, there is no teacher to ask"),
+        ],
+    )
+    def test_a_recipe_without_a_teacher_is_refused(self, command, teacher, message):
+        """An empty folder, or a traceback."""
+        code, _, err = command("cache", recipe_file(digits_recipe(teacher=teacher, baseline=False)))
+        assert (code, err) == (2, f"error: {message}")
+        assert not Path("out").exists()
+
+    def test_options_of_the_hub_need_one(self, command):
+        """`--private` for something that is then shared by hand."""
+        code, _, err = command("cache", recipe_file(digits_recipe()), "--private")
+        assert (code, err) == (2, "error: --private, --revision and --overwrite belong to --push REPO_ID")
+
+    @pytest.mark.slow
+    def test_killed_in_the_middle_it_goes_on(self):
+        """All of a night's work done again, or half of it taken for the whole."""
+        recipe = recipe_file(digits_recipe())
+        program = (
+            "import sys, time; from hf_distill import cli, answering\n"
+            "ask = answering.AnsweringTrainer._ask\n"
+            "answering.AnsweringTrainer._ask = lambda *a: (time.sleep(0.3), ask(*a))[1]\n"
+            "make = answering.ShardWriter\n"
+            "answering.ShardWriter = lambda path, layout: make(path, layout, flush_seconds=0.0)\n"
+            "sys.argv = ['hf-distill', 'cache', 'recipe.yaml']; cli.main()"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while len(shards()) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        left, teacher = shards(), weights(stage="teacher")
+        found = cache_soft_targets(load_recipe(recipe, [ON]), "recipe")
+        assert found.num_rows == 850
+        assert 0 < found.num_asked < 850 - 3 * 32 + 1
+        assert left.items() <= shards().items()
+        assert same(weights(stage="teacher"), teacher)
+
+    @pytest.mark.slow
+    def test_two_processes_share_the_work_and_train_goes_on_from_there(self):
+        """A process that waits for ever for one that has come to its end; a folder of half of the rows."""
+        recipe_file(digits_recipe(baseline=False))
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+        for verb in ("cache", "train"):
+            ended = subprocess.run(
+                [*command, "-m", "hf_distill", verb, "recipe.yaml", ON],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=300,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            assert ended.returncode == 0, ended.stderr
+            if verb == "cache":
+                assert ended.stdout.count("Soft targets of 850 rows are in") == 1
+                before = shards()
+        assert len(before) >= 2
+        assert shards() == before
+        assert Path("out/student").is_dir()
+
+
+class TestTheTeacherIsGone:
+    """Its memory is free while students are trained."""
+
+    @pytest.fixture
+    def watched(self, monkeypatch) -> list[tuple[str, list[bool]]]:
+        """Return what is left of the teachers whenever a training begins: which of their models are still there."""
+        models: list[weakref.ref] = []
+        seen: list[tuple[str, list[bool]]] = []
+        teachers, train = Stages.teachers, DistillationTrainer.train
+
+        def noted(stages: Stages) -> list:
+            members = teachers(stages)
+            models.extend(weakref.ref(member.model) for member in members)
+            return members
+
+        def listening(trainer: DistillationTrainer, *args: object, **kwargs: object) -> object:
+            if models:
+                seen.append((Path(trainer.args.output_dir).name, [model() is not None for model in models]))
+            return train(trainer, *args, **kwargs)
+
+        monkeypatch.setattr(Stages, "teachers", noted)
+        monkeypatch.setattr(DistillationTrainer, "train", listening)
+        return seen
+
+    def test_in_the_training_of_the_student_and_of_the_baseline(self, watched):
+        """A teacher of 30 GiB in the memory of a training that does not run it."""
+        run(digits_recipe(training=SWITCH_ON))
+        assert watched == [("student", [False]), ("baseline", [False])]
+
+    def test_each_of_several(self, watched):
+        """One of them is let go, and the other stays."""
+        run(ensemble_recipe(training={"precompute_teacher_logits": True}))
+        assert watched == [("student", [False, False]), ("baseline", [False, False])]
+
+    @pytest.mark.slow
+    def test_a_ready_one_with_stages(self, watched):
+        """A later stage is taught by the one before it, and needs no teacher."""
+        recipe = digits_recipe(training=SWITCH_ON)
+        run({**recipe, "baseline": False, "output_dir": "first"})
+        watched.clear()
+        run({**recipe, "teacher": {"model": "first/teacher"}, "stages": [recipe["student"]]})
+        assert watched[0][0] == "stage-1"
+        assert [alive[-1] for _, alive in watched] == [False, False, False]
+
+    def test_one_that_the_student_is_made_of_stays(self, watched):
+        """No layers to build the baseline from."""
+        run(text_recipe(training=SWITCH_ON))
+        assert watched == [("student", [True]), ("baseline", [True])]
+
+    def test_it_stays_where_it_is_asked_in_each_step(self, watched):
+        """What the other tests see is not the whim of a garbage collector."""
+        run(digits_recipe(baseline=False))
+        assert watched == [("student", [True])]
+
+    @pytest.mark.slow
+    def test_a_run_that_is_started_again_ends_the_same(self):
+        """Its student, stopped on the way, learns on without a teacher, and from the same soft targets."""
+        first = run(digits_recipe(training=SWITCH_ON))
+        student, before = weights(), shards()
+        shutil.rmtree("out/student")
+        Path("out/stages/student.json").unlink()
+        second = run(digits_recipe(training=SWITCH_ON))
+        assert same(weights(), student)
+        assert shards() == before
+        assert second.teacher.metrics == first.teacher.metrics
+        assert second.agreement == first.agreement
+
+    def test_it_is_not_asked_about_training_rows_for_results_that_are_there(self):
+        """The folder was deleted to save room, and a finished run makes all of it once more."""
+        run(digits_recipe(training=SWITCH_ON))
+        shutil.rmtree(TARGETS)
+        distill(load_recipe("recipe.yaml"), "recipe")
+        assert yaml.safe_load(Path("out/recipe.yaml").read_text())["training"]["precompute_teacher_logits"]
+        assert len(next(iter(shards().values()))) < 450 * 60
