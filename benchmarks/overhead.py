@@ -3,7 +3,8 @@
 Trains the student of `speed.py` in turns with the plain `Trainer`, with soft targets that were made beforehand and with
 the teacher beside it, and times in each step the student's forward, the teacher's, backward, the optimizer (gradient
 clipping, step, scheduler, zeroing) and the data loader. The rest is overhead: the loss, and all that the trainer does
-besides. Prints the medians of the steps in microseconds, and what ours has more than the plain `Trainer`.
+besides. Prints the medians of the steps in microseconds, and what ours has more than the plain `Trainer`; the last line
+is ours where it counts the parameters at each step and looks for NaN in each loss, as `Trainer` does.
 
     python benchmarks/overhead.py
     python benchmarks/overhead.py --data SST2 --teacher all-MiniLM-L6-v2    # folders, where there is no Hub
@@ -105,14 +106,14 @@ def profile(trainer: Trainer, teacher: nn.Module | None) -> list[dict[str, float
 def report(name: str, found: dict[str, list[dict[str, float]]]) -> None:
     """Print the parts, as medians of all steps."""
     print(f"\n{name}, microseconds a step")
-    print(f"{'':8}" + "".join(f"{part:>11}" for part in (*PARTS, "overhead", "all", "of it", "over plain")))
+    print(f"{'':22}" + "".join(f"{part:>11}" for part in (*PARTS, "overhead", "all", "of it", "over plain")))
     plain = None
     for kind, steps in found.items():
         parts = {part: statistics.median(step[part] for step in steps) * 1e6 for part in (*PARTS, "all")}
         overhead = statistics.median(step["all"] - sum(step[part] for part in PARTS) for step in steps) * 1e6
         plain = overhead if plain is None else plain
         print(
-            f"{kind:8}"
+            f"{kind:22}"
             + "".join(f"{parts[part]:11.0f}" for part in PARTS)
             + f"{overhead:11.0f}{parts['all']:11.0f}{overhead / parts['all']:11.2%}"
             + f"{(overhead - plain) / parts['all']:11.2%}"
@@ -143,10 +144,15 @@ def _round(bench: Bench, folder: Path) -> dict[str, list[dict[str, float]]]:
     cached: Any = ours(teacher=str(bench.task.teacher), **bench.common(bench.config(**kept)))
     cached.precompute_teacher_logits()
     online: Any = ours(teacher=str(bench.task.teacher), **bench.common(bench.config()))
+    args = bench.config(**kept, logging_nan_inf_filter=True)
+    as_parent: Any = ours(teacher=str(bench.task.teacher), **bench.common(args))
+    as_parent.precompute_teacher_logits()
+    as_parent.floating_point_ops = functools.partial(Trainer.floating_point_ops, as_parent)
     return {
         "plain": profile(plain, None),
         "cached": profile(cached, None),
         "online": profile(online, online.teacher),
+        "cached, parent's ways": profile(as_parent, None),
     }
 
 

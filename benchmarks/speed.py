@@ -50,6 +50,7 @@ from hf_distill.students.building import student_from_teacher
 
 MIB = 2**20
 MAX_TOKENS = 128
+COMPILING_STEPS = 20
 NUM_EPOCHS = 3  # of which the last lines speak
 MAKING, BARE_LOOP, FORWARD = "making soft targets", "a bare loop over the teacher", "the teacher's forward alone"
 
@@ -250,10 +251,9 @@ class Bench:
             "report_to": [],
             "disable_tqdm": True,
             "dataloader_pin_memory": torch.cuda.is_available(),
-            "torch_compile": arguments.compile,
         }
         self.bytes_per_row = 0.0
-        self.num_skipped = 20 if arguments.compile else 0
+        self.compiles = arguments.compile
 
     def go_round(self) -> None:
         """Go once through all ways."""
@@ -265,6 +265,8 @@ class Bench:
         self.tutorial()
         self.bare_loop()
         self.bare_teacher()
+        if self.compiles:
+            self.compiled()
 
     def plain(self, name: str, kind: type[Trainer]) -> None:
         """Train the student alone."""
@@ -294,6 +296,16 @@ class Bench:
             size = sum(file.stat().st_size for file in Path(kept).glob("*.safetensors"))
             self.bytes_per_row = size / len(self.task.data)
             self._train("cached", trainer)
+
+    def compiled(self) -> None:
+        """Train with the teacher beside, and both models compiled."""
+        args = self.config(torch_compile=True, teacher_torch_compile=True)
+        try:
+            trainer = DistillationTrainer(teacher=str(self.task.teacher), **self.common(args))
+            self._train("online, compiled", trainer, num_skipped=COMPILING_STEPS)
+        finally:
+            for name in [name for name in os.environ if name.startswith("ACCELERATE_DYNAMO_")]:
+                del os.environ[name]  # by which all later trainers would be compiled
 
     def bare_loop(self) -> None:
         """Run the teacher over all rows, the longest first, in batches as large as when soft targets are made."""
@@ -341,7 +353,6 @@ class Bench:
             alpha=0.1,
             temperature=4.0,
             allow_untrained_teacher=True,
-            teacher_torch_compile=self.settings["torch_compile"],
             **more,
         )
 
@@ -354,8 +365,8 @@ class Bench:
             "data_collator": self.task.collator,
         }
 
-    def _train(self, name: str, trainer: Trainer) -> None:
-        meter = _Meter(self.num_skipped)
+    def _train(self, name: str, trainer: Trainer, num_skipped: int = 0) -> None:
+        meter = _Meter(num_skipped)
         trainer.add_callback(meter)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -414,7 +425,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of torch; unset: as many as it takes")
     parser.add_argument("--bf16", action="store_true", help="train in mixed precision")
-    parser.add_argument("--compile", action="store_true", help="compile the models (torch_compile)")
+    parser.add_argument("--compile", action="store_true", help="train with compiled models, too")
     return parser
 
 
