@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 from accelerate import PartialState
 from transformers import AutoConfig, PreTrainedModel
@@ -14,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 from hf_distill.config import DistillationConfig
 from hf_distill.data.loading import Splits, reorder_labels
 from hf_distill.inputs import Section
+from hf_distill.models.auto import AUTO_CLASSES
 from hf_distill.recipe import Recipe, Student, Teacher
 from hf_distill.settings import arguments
 from hf_distill.shared_targets import SharedTargets
@@ -148,11 +150,18 @@ class Cast:
         """Build an untrained student."""
         if section.from_teacher is None:
             return self.new_model(section)
-        teacher = members[0].model
-        assert teacher is not None  # the recipe is refused
-        student = student_from_teacher(teacher, section.from_teacher.layers)
+        student = student_from_teacher(self._model_of(members[0]), section.from_teacher.layers)
         set_labels(student.config, self.splits.label_names)
         return student
+
+    def _model_of(self, member: Member) -> PreTrainedModel:
+        """Return a teacher's model, loaded again if it was let go."""
+        if member.model is not None:
+            return member.model
+        section = member.section
+        assert isinstance(section, Teacher) and member.source is not None  # the recipe is refused
+        ready = None if section.training is not None else self.ready_teacher(section)
+        return ready or AUTO_CLASSES[self.recipe.task].from_pretrained(member.source, dtype=torch.float32)
 
     def new_model(self, section: Section) -> PreTrainedModel:
         """Load or build a model that will be trained."""

@@ -84,14 +84,12 @@ def known_of(stages: Stages, members: Sequence[Member]) -> list[dict[str, Any]]:
 def let_go(stages: Stages, members: list[Member]) -> list[Member]:
     """Return the teachers without their models if they have answered beforehand, so that the memory is free.
 
-    One that the first student is made of is kept. The list that was given is emptied.
+    One that the first student is made of is loaded again for that. The list that was given is emptied.
     """
-    _, section = stages.first_student
     if members[0].model is None or not stages.arguments_of_first().precompute_teacher_logits:
         return members
     folder = targets_folder(stages)
-    kept = [members[0].model if section.from_teacher is not None else None, *[None] * (len(members) - 1)]
-    found = [replace(member, model=model, answers=folder) for member, model in zip(members, kept, strict=True)]
+    found = [replace(member, model=None, answers=folder) for member in members]
     members.clear()
     gc.collect()  # a trainer and what it has held refer to each other
     return found

@@ -12,6 +12,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 import yaml
 from safetensors.torch import load_file
@@ -278,10 +279,20 @@ class TestTheTeacherIsGone:
         assert watched[0][0] == "stage-1"
         assert [alive[-1] for _, alive in watched] == [False, False, False]
 
-    def test_one_that_the_student_is_made_of_stays(self, watched):
-        """No layers to build the baseline from."""
-        run(text_recipe(training=SWITCH_ON))
-        assert watched == [("student", [True]), ("baseline", [True])]
+    @pytest.mark.parametrize("is_ready", [False, True])
+    def test_one_that_the_student_is_made_of_is_loaded_again_for_that_alone(self, watched, is_ready):
+        """Kept for its layers it takes the memory all along; lost, the student starts from other weights."""
+        recipe = text_recipe(training={**text_recipe()["training"], "teacher_logits_dtype": "float32", **SWITCH_ON})
+        if is_ready:
+            run(text_recipe(output_dir="first", baseline=False))
+            recipe["teacher"] = {"model": "first/teacher"}
+            watched.clear()
+        run(recipe)
+        assert [alive[-1] for _, alive in watched] == [False, False]
+        student = weights()
+        online = {name: value for name, value in recipe["training"].items() if "logits" not in name}
+        run({**recipe, "training": online, "output_dir": "online"})
+        torch.testing.assert_close(weights("online"), student, rtol=0, atol=2e-3)  # to the last bits of other batches
 
     def test_it_stays_where_it_is_asked_in_each_step(self, watched):
         """What the other tests see is not the whim of a garbage collector."""

@@ -42,7 +42,7 @@ MAY_USE: dict[str, set[str]] = {
     },
     "inputs": {"data", "models", "recipe", "shared_targets", "teachers.own_inputs"},
     "settings": {"config", "problems", "recipe"},
-    "casting": {"config", "data", "inputs", "recipe", "settings", "shared_targets", "students", "teachers"},
+    "casting": {"config", "data", "inputs", "models", "recipe", "settings", "shared_targets", "students", "teachers"},
     "staging": LOWER
     | {
         *("casting", "config", "inputs", "lineage", "recipe", "settings", "shared_targets", "timing", "trainer"),
