@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from hf_distill.publishing.hub import Published
@@ -14,6 +15,7 @@ from hf_distill.recipe import Recipe
 from hf_distill.staging import opened, settle_devices
 from hf_distill.teacher_answers import judged, targets_folder
 from hf_distill.teacher_facts import read_facts
+from hf_distill.teachers.quality import measure_quality
 from hf_distill.teachers.soft_targets import SoftTargets, shards_in
 
 
@@ -28,6 +30,7 @@ class Cached:
         num_asked: rows that the teacher was asked about now.
         seconds: that this took.
         metrics: of what the teachers say of the rows that all are judged on.
+        objection: why `train` would refuse the teacher, None if it would not.
     """
 
     folder: Path
@@ -36,6 +39,7 @@ class Cached:
     num_asked: int
     seconds: float
     metrics: dict[str, float]
+    objection: str | None = None
 
 
 def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
@@ -64,7 +68,16 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
         said = judged(stages, members, is_asked=True)
         seconds = time.perf_counter() - start
         metrics = stages.metrics(said.together, said.labels)
+        quality = measure_quality(
+            torch.from_numpy(said.together), torch.from_numpy(said.labels), "single_label_classification"
+        )
         PartialState().wait_for_everyone()
+    objection = None
+    if quality is not None and quality.is_chance and not recipe.training.get("allow_untrained_teacher"):
+        objection = (
+            f"the teacher predicts the labels no better than chance ({quality}): train it longer, look at its inputs, "
+            "or set training.allow_untrained_teacher=true"
+        )
     files = shards_in(folder)
     return Cached(
         folder=folder,
@@ -73,6 +86,7 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
         num_asked=sum(num_rows_of(file) for file in files if file.name not in before),
         seconds=seconds,
         metrics=metrics,
+        objection=objection,
     )
 
 
@@ -82,6 +96,8 @@ def share_soft_targets(cached: Cached, to: Destination) -> Published:
     Raises:
         ValueError: they are not fit to go out, or the Hub did not take them.
     """
+    if cached.objection is not None:
+        raise ValueError(f"nothing was sent, {cached.objection}")
     targets = SoftTargets(cached.folder)
     return share(
         cached.folder, to, key=targets.key, facts=read_facts(cached.folder, targets.key), num_rows=len(targets)

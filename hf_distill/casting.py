@@ -159,7 +159,8 @@ class Cast:
         if member.model is not None:
             return member.model
         section = member.section
-        assert isinstance(section, Teacher) and member.source is not None  # the recipe is refused
+        assert isinstance(section, Teacher)  # the recipe is refused
+        assert member.source is not None
         ready = None if section.training is not None else self.ready_teacher(section)
         return ready or AUTO_CLASSES[self.recipe.task].from_pretrained(member.source, dtype=torch.float32)
 

@@ -153,7 +153,9 @@ def cache(
     asked = f"{cached.num_asked:,} rows" if cached.num_asked else "no row, all were there"
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in cached.metrics.items())
     typer.echo(f"The teacher ({metrics}) was asked about {asked} ({cached.seconds:.1f} s).")
-    if to is not None:
+    if to is None:
+        _warn_of([] if cached.objection is None else [cached.objection])
+    else:
         _print_published(share_soft_targets(cached, to), "these soft targets")
 
 
@@ -324,7 +326,7 @@ def _print_published(published: "Published", what: str = "this student") -> None
         done = f"{number} {'file' if number == 1 else 'files'} {'proposed' if published.pull_request else 'pushed'}"
         typer.echo(f"{done} to {where} in commit {published.commit[:8]}: {published.url}")
     if published.removed:
-        typer.echo(f"Removed there, left by another model: {', '.join(published.removed)}")
+        typer.echo(f"Removed there, left by another push: {', '.join(published.removed)}")
     for remark in published.remarks:
         typer.echo(f"note: {' '.join(remark.split())}", err=True)
 

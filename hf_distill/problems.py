@@ -85,6 +85,8 @@ def _with_point(number: str) -> str:
 def training_problems(values: Mapping[str, Any]) -> list[str]:
     """Check every `training` of a recipe against the fields of DistillationConfig."""
     problems = _section_problems("training", values.get("training"), _OF_THE_RUN)
+    if any(teacher.get("logits") is not None for _, teacher in _sections(values, "teacher")):
+        problems = [line for line in problems if "has no effect without precompute_teacher_logits" not in line]
     shared = values.get("training") if isinstance(values.get("training"), dict) and not problems else {}
     for key, teacher in _sections(values, "teacher"):
         problems += _section_problems(f"{key}.training", teacher.get("training"), _OF_THE_STUDENT)

@@ -251,7 +251,7 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """Return the recipe with all its defaults, as it is written beside the results."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return yaml_of(self.model_dump())
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -363,7 +363,8 @@ def differences(old: Recipe, new: Recipe, *, with_targets: bool = True) -> list[
     return [
         f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and (with_targets or key.split(".")[-1] not in OF_KEPT_TARGETS)
+        if before.get(key) != after.get(key)
+        and (with_targets or key.split(".")[-1] not in (*OF_KEPT_TARGETS, "allow_untrained_teacher"))
     ]
 
 
@@ -371,6 +372,11 @@ def _on_command_line(value: Any) -> str:
     if isinstance(value, str) and (value.startswith((".", "~", "/")) or Path(value).exists()):
         return Path(value).name
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def yaml_of(values: dict[str, Any]) -> str:
+    """Write settings as YAML, in their order."""
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.config import DistillationConfig
-from hf_distill.problems import OF_DISTILLATION, OF_THE_FIRST_TEACHERS
+from hf_distill.problems import OF_DISTILLATION, OF_KEPT_TARGETS, OF_THE_FIRST_TEACHERS
 from hf_distill.recipe import SOFT_TARGETS, Recipe, Stage, Student, Teacher
 
 # For a trainer that predicts; the last two would convert the model for good.
@@ -38,6 +38,10 @@ def arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> Distill
     if not isinstance(section, Student):
         chosen = {name: value for name, value in chosen.items() if name not in OF_DISTILLATION} | {"alpha": 1.0}
     settings |= {**chosen, **fixed}
+    if recipe.teachers[0].logits is not None and section is recipe.students[0]:
+        settings["precompute_teacher_logits"] = True
+    if not settings.get("precompute_teacher_logits"):  # which may be said of the first student's soft targets alone
+        settings = {name: value for name, value in settings.items() if name not in OF_KEPT_TARGETS}
     if settings.get("precompute_teacher_logits") and section is recipe.students[0]:
         # Not where its checkpoints are, which are deleted at the end: others may learn from the same soft targets.
         named = settings.get("teacher_logits_dir")

@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hf_distill.config import DistillationConfig
+from hf_distill.config import TEACHER_LOGITS_DTYPES, DistillationConfig
 from hf_distill.data.identity import processor_settings
 from hf_distill.lineage import NOWHERE
 from hf_distill.publishing.asking import trouble_of
@@ -171,7 +171,7 @@ def shared_targets(recipe: Recipe, *, whole: bool = True) -> SharedTargets | Non
     folder, commit = _located(section, [*_DESCRIPTION, "*.safetensors"] if whole else _DESCRIPTION)
     key = _key(section.logits, folder)
     if whole:
-        _refuse_damaged(section.logits, commit, SoftTargets(folder))
+        _refuse_unfit(section.logits, commit, SoftTargets(folder))
     return SharedTargets(section.logits, commit, folder, key, read_facts(folder, key), recipe)
 
 
@@ -201,7 +201,10 @@ def _located(section: Teacher, patterns: list[str]) -> tuple[Path, str | None]:
     folder = Path(source).expanduser()
     if is_local(source) or folder.exists():
         if not folder.is_dir():
-            raise ValueError(f"teacher.logits: there is no folder {source}")
+            what = (
+                f"{source} is a file, and they are in a folder" if folder.exists() else f"there is no folder {source}"
+            )
+            raise ValueError(f"teacher.logits: {what}")
         if section.revision is not None:
             raise ValueError(f"teacher.revision: belongs to a data set on the Hub, and {source} is a folder here")
         return folder, None
@@ -264,16 +267,39 @@ def _key(source: str, folder: Path) -> dict[str, Any]:
 
 def _has_its_form(key: Mapping[str, Any]) -> bool:
     """Tell whether a key, which may come from anywhere, is made of the types that ours are."""
+    about, logits = key.get(ABOUT, {}), key["logits"]
     lists = [key["columns"], key["teachers"], [] if key["labels"] is None else key["labels"]]
-    mappings = [key["logits"], key["student_processor"] or {}, key.get(ABOUT, {})]
+    mappings = [logits, about, {} if key["student_processor"] is None else key["student_processor"]]
+    if not (all(isinstance(each, list) for each in lists) and all(isinstance(each, dict) for each in mappings)):
+        return False
+    named = about.get("teachers", [])
+    top_k = logits.get("top_k")
     return (
-        all(isinstance(each, list) for each in lists)
-        and all(isinstance(each, dict) for each in [*mappings, *key["teachers"]])
-        and all(isinstance(name, str) for each in (lists[0], lists[2]) for name in each)
+        all(isinstance(name, str) for each in (lists[0], lists[2]) for name in each)
+        and isinstance(named, list)
+        and all(isinstance(each, dict) for each in named)
+        and logits.get("dtype") in TEACHER_LOGITS_DTYPES
+        and (top_k is None or (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k > 0))
+        and all(_describes_teacher(each) for each in key["teachers"])
     )
 
 
-def _refuse_damaged(source: str, commit: str | None, targets: SoftTargets) -> None:
+def _describes_teacher(described: Any) -> bool:
+    if not isinstance(described, dict) or not isinstance(described.get("weights", described.get("function")), str):
+        return False
+    specialist, processor = described.get("specialist"), described.get("processor")
+    if specialist is None:
+        return processor is None or isinstance(processor, dict)
+    classes = specialist.get("classes") if isinstance(specialist, dict) else None
+    return (
+        isinstance(classes, list)
+        and all(isinstance(each, int) for each in classes)
+        and isinstance(specialist.get("oversampling"), int | float)
+        and (processor is None or isinstance(processor, dict))
+    )
+
+
+def _refuse_unfit(source: str, commit: str | None, targets: SoftTargets) -> None:
     if targets.damaged:
         names = ", ".join(file.name for file in targets.damaged[:_SHOWN])
         remedy = (
@@ -294,4 +320,9 @@ def _refuse_damaged(source: str, commit: str | None, targets: SoftTargets) -> No
         raise ValueError(
             f"teacher.logits: {source} says that it is of {len(targets.key['teachers'])} teachers, and its soft "
             f"targets are of {len(targets.widths)}"
+        )
+    if targets.dtypes != {targets.key["logits"]["dtype"]}:
+        raise ValueError(
+            f"teacher.logits: {source} says that its soft targets are {targets.key['logits']['dtype']}, and they are "
+            f"{', '.join(sorted(targets.dtypes))}"
         )

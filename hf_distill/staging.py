@@ -25,7 +25,7 @@ from hf_distill.settings import NOT_TRAINING, arguments
 from hf_distill.shared_targets import SharedTargets, origin_of_shared, shared_targets
 from hf_distill.timing import Clock
 from hf_distill.trainer import DistillationTrainer
-from hf_distill.workspace import Checkpoint, Workspace
+from hf_distill.workspace import Checkpoint, Workspace, refuse_mixed_folders
 
 
 def settle_devices(recipe: Recipe) -> None:
@@ -47,6 +47,7 @@ def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets:
         ValueError: something in the data, the models or the output folder is not as it should be.
     """
     folder = Path(recipe.output_dir).expanduser()
+    refuse_mixed_folders(recipe)
     with _held(folder, recipe, overwrite=overwrite, makes_targets=makes_targets) as workspace:
         with PartialState().main_process_first():
             shared = shared_targets(recipe)

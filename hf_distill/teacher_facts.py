@@ -18,6 +18,7 @@ from hf_distill.workspace import write_whole
 FACTS_FILE = "teacher.json"
 _FORMAT = 1
 _MOST_LETTERS = 300
+_MOST = 1e15
 _TEXTS = ("model", "revision", "license", "license_name", "license_link")
 _NUMBERS = ("seed", "num_parameters", "num_bytes", "train_seconds")
 
@@ -71,7 +72,7 @@ def read_facts(folder: Path, key: Mapping[str, Any]) -> dict[str, Any]:
     """
     try:
         found = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         found = {}
     known = found if isinstance(found, dict) and found.get("format") == _FORMAT else {}
     stated = known.get("teachers")
@@ -124,4 +125,5 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> Any:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and 0 <= value < _MOST else None

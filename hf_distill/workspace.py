@@ -81,8 +81,8 @@ class Workspace:
         is_other = noted.exists() and noted.read_text(encoding="utf-8") != data_fingerprint
         if is_other and not self._overwrite and _holds_work(self.path):
             raise ValueError(
-                f"output_dir: {self.path} holds a run on other data, the recipe's have changed since: choose another "
-                "folder, or pass --overwrite to delete that run"
+                f"output_dir: {self.path} holds a run on other data{self._or_other_targets()}, the recipe's have "
+                "changed since: choose another folder, or pass --overwrite to delete that run"
             )
         if self._overwrite:
             if self._teachers_go():
@@ -100,6 +100,11 @@ class Workspace:
         if not (self._makes_targets and _holds_students(self.path)):
             self._write("recipe.yaml", _MARK + self._recipe.to_yaml())
         self._write(_DATA, data_fingerprint)
+
+    def _or_other_targets(self) -> str:
+        if self._recipe.teachers[0].logits is None:
+            return ""
+        return " or from other soft targets (those of a commit are named by teacher.revision)"
 
     def _teachers_go(self) -> bool:
         """Tell whether the soft targets that are here may be of other teachers than this run's."""
@@ -202,6 +207,38 @@ def write_whole(file: Path, text: str) -> None:
     part = file.with_name(f".{file.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, file)
+
+
+def refuse_mixed_folders(recipe: Recipe) -> None:
+    """Refuse soft targets in a folder that a run writes, moves or deletes for other reasons.
+
+    Raises:
+        ValueError: the message names the setting.
+    """
+    run = Path(recipe.output_dir).expanduser().resolve()
+    for setting, named in (
+        ("teacher.logits", recipe.teachers[0].logits),
+        ("training.teacher_logits_dir", recipe.training.get("teacher_logits_dir")),
+        *(
+            (f"stages.{i}.training.teacher_logits_dir", stage.training.get("teacher_logits_dir"))
+            for i, stage in enumerate(recipe.stages)
+        ),
+    ):
+        if named is None or (setting == "teacher.logits" and not Path(named).expanduser().exists()):
+            continue
+        folder = Path(named).expanduser().resolve()
+        inside = folder.parts[len(run.parts) :] if folder.is_relative_to(run) else None
+        is_own = inside is not None and (not inside or not inside[0].startswith("_"))
+        if setting == "teacher.logits" and (inside is not None or run.is_relative_to(folder)):
+            raise ValueError(
+                f"{setting}: {named} lies in the run's own folder {recipe.output_dir}, or that in it, and --overwrite "
+                "would delete what the student learns from: set another output_dir"
+            )
+        if is_own or run.is_relative_to(folder):
+            raise ValueError(
+                f"{setting}: {named} is where the run has its models and checkpoints: name a folder that is not in "
+                f"{recipe.output_dir}, or one whose name begins with _"
+            )
 
 
 def state_of(path: Path, recipe: Recipe) -> tuple[list[str] | None, list[str]]:

@@ -20,8 +20,10 @@ from sharing import TARGETS, asked_about, recipe_file
 from test_run import SMALL, digits_recipe, run, text_recipe
 from test_teachers_in_recipes import ensemble_recipe
 
-from hf_distill.caching import cache_soft_targets
+from hf_distill import cli
+from hf_distill.caching import cache_soft_targets, share_soft_targets
 from hf_distill.evaluation.results import Results
+from hf_distill.publishing.repository import Destination
 from hf_distill.recipe import load_recipe
 from hf_distill.run import distill
 from hf_distill.staging import Stages
@@ -233,6 +235,33 @@ class TestCommand:
         assert len(before) >= 2
         assert shards() == before
         assert Path("out/student").is_dir()
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize("name", ["out", "out/student", "out/baseline/x", "out/checkpoints", "out/teacher", "."])
+    def test_soft_targets_where_the_run_has_its_models(self, name):
+        """`train` puts the student in their place, and they are gone."""
+        recipe = digits_recipe(training={**SWITCH_ON, "teacher_logits_dir": name})
+        with pytest.raises(ValueError, match=r"training\.teacher_logits_dir: .* is where the run has its models"):
+            run(recipe)
+        assert not Path("out").exists()
+
+    def test_a_teacher_at_chance_is_told_and_not_shared(self, monkeypatch, capsys):
+        """`train` refuses it, after somebody has waited for its answers, or downloaded them."""
+        recipe = text_recipe(training=SWITCH_ON)
+        rows = Path("data/validation.jsonl")
+        turned = {"positive": "negative", "negative": "positive"}
+        rows.write_text(re.sub("positive|negative", lambda found: turned[found[0]], rows.read_text()))
+        monkeypatch.setattr(sys, "argv", ["hf-distill", "cache", str(recipe_file(recipe))])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        assert "\nwarning: the teacher predicts the labels no better than chance" in f"\n{capsys.readouterr().err}"
+        cached = cache_soft_targets(load_recipe("recipe.yaml"), "sentences")
+        with pytest.raises(ValueError, match="nothing was sent, the teacher predicts the labels no better than chance"):
+            share_soft_targets(cached, Destination("ada/x", kind="dataset"))
+        recipe["training"]["allow_untrained_teacher"] = True
+        assert cache_soft_targets(load_recipe(recipe_file(recipe)), "digits").objection is None
 
 
 class TestTheTeacherIsGone:

@@ -50,7 +50,7 @@ MAY_USE: dict[str, set[str]] = {
     },
     "teacher_answers": {"casting", "config", "precomputed", "recipe", "staging", "teacher_facts", "trainer"},
     "run": {"casting", "environment", "evaluation", "publishing", "recipe", "staging", "teacher_answers"},
-    "caching": {"publishing", "recipe", "staging", "teacher_answers", "teacher_facts", "teachers.soft_targets"},
+    "caching": {"publishing", "recipe", "staging", "teacher_answers", "teacher_facts", "teachers"},
     "cli": {"recipe", "run"},  # and anything inside a command, see below
     "__main__": {"cli"},
     "__init__": set(),

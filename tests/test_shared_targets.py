@@ -285,6 +285,53 @@ class TestWhatDoesNotFit:
         assert f"teacher.logits: {TARGETS} has no key.json, so it holds no soft targets" in refusal(recipe)
 
     @pytest.mark.parametrize(
+        ("path", "value"),
+        [
+            (["logits"], {}),
+            (["logits", "dtype"], "bfloat16"),
+            (["logits", "dtype"], "float32"),
+            (["logits", "top_k"], -3),
+            (["about", "teachers"], 5),
+            (["about", "teachers"], [5]),
+            (["teachers", 0], {}),
+            (["teachers", 0, "processor"], "x"),
+            (["teachers", 0, "specialist"], 5),
+            (["teachers", 0, "specialist"], {"classes": "ab", "oversampling": 1}),
+        ],
+    )
+    def test_a_key_that_says_what_ours_never_does(self, recipe, path, value):
+        """Anybody can put a key on the Hub: a traceback, or a student of soft targets that nobody understands."""
+        key = json.loads(Path(TARGETS, "key.json").read_text())
+        entry = key
+        for part in path[:-1]:
+            entry = entry[part]
+        entry[path[-1]] = value
+        Path(TARGETS, "key.json").write_text(json.dumps(key))
+        message = refusal(recipe)
+        assert "was not written by hf-distill" in message or "they are float16" in message
+
+    @pytest.mark.parametrize("name", ["key.json", "teacher.json"])
+    def test_json_of_great_depth(self, recipe, name):
+        """Python gives up on it by an error of its own."""
+        Path(TARGETS, name).write_text("[" * 200_000)
+        if name == "key.json":
+            assert "cannot be read" in refusal(recipe)
+        else:
+            assert run({**recipe, "baseline": False}).teacher.num_parameters is None
+
+    def test_soft_targets_in_the_folder_of_the_run_itself(self, recipe):
+        """--overwrite, which is asked for, would delete the teacher that the student is to learn from."""
+        for output in ("out", TARGETS, f"{TARGETS}/run"):
+            with pytest.raises(ValueError, match=r"teacher\.logits: .* lies in the run's own folder"):
+                run({**recipe, "output_dir": output}, overwrite=True)
+        assert list(Path(TARGETS).glob("*.safetensors"))
+
+    def test_views_need_no_second_word_for_the_same(self, recipe):
+        """Two refusals that contradict each other."""
+        recipe["training"]["teacher_logits_top_k"] = 1
+        assert "logits.top_k is null there and 1 here" in refusal(recipe)
+
+    @pytest.mark.parametrize(
         ("text", "message"),
         [
             ("{", "cannot be read"),

@@ -160,8 +160,11 @@ class TestAndBack:
         shown = text.split("```yaml\n")[1].split("```")[0]
         fragment = yaml.safe_load(shown)
         assert fragment["teacher"] == {"logits": NAME}
-        fragment["data"] = {"path": "data"}
-        run({**taught(), **fragment})
+        own = taught()
+        assert (fragment["task"], fragment["training"]) == ("text-classification", {"seed": 42})
+        assert load_recipe(recipe_file(fragment)).teachers[0].logits == NAME
+        fragment |= {"data": {"path": "data"}, "student": own["student"], "training": own["training"]}
+        run({**own, **fragment, "output_dir": own["output_dir"]})
         rows = load_rows(path="data")
         splits = prepare_splits(rows, "text-classification")
         tokenizer = tiny.tokenizer()

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from hf_distill.publishing.parts import table
+from hf_distill.recipe import yaml_of
 
 _HUB = "https://huggingface.co"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -20,7 +21,7 @@ from that teacher without running it. There are no rows in this repository, only
 
 ## Learn from them
 
-In a recipe for `hf-distill train`, which needs no teacher then:
+In a recipe for `hf-distill train`, which needs no teacher then (`revision`, in `teacher`, pins a commit):
 
 ```yaml
 {recipe}
@@ -70,7 +71,7 @@ def target_card(
         data=_data_words(data),
         teachers=names[0] if len(names) == 1 else f"{len(names)} teachers ({'; '.join(names)})",
         facts=table(_facts(key, facts, num_rows, num_bytes)),
-        recipe=_recipe(data, repo_id),
+        recipe=_recipe(facts, repo_id),
         python=_python(key, facts, repo_id),
         licence=", ".join(licences),
     )
@@ -121,20 +122,22 @@ def _data_words(data: Mapping[str, Any]) -> str:
     return (f"`{name}`" if ":" in name else f"[{name}]({_HUB}/datasets/{name})") + configuration
 
 
-def _recipe(data: Mapping[str, Any], repo_id: str) -> str:
-    lines = ["data:", f"  dataset: {data.get('id') or 'your-name/the-same-data'}"]
+def _recipe(facts: Mapping[str, Any], repo_id: str) -> str:
+    """Write a recipe whose rows are those that have soft targets; who learns is left to the reader."""
     names = ("name", "revision", "train_split", "eval_split", "test_split", "max_train_rows", "max_length")
-    lines += [f"  {name}: {_yaml(data[name])}" for name in names if data.get(name) is not None]
-    augment = {name: value for name, value in (data.get("augment") or {}).items() if value}
-    if augment:
-        lines.append(f"  augment: {{{', '.join(f'{name}: {_yaml(value)}' for name, value in augment.items())}}}")
-    return "\n".join([*lines, f"teacher: {{logits: {repo_id}}}  # revision: COMMIT pins them"])
-
-
-def _yaml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int) or str(value).replace("/", "").isalnum() else f"'{value}'"
+    stated = facts["data"]
+    data = {"dataset": stated.get("id") or "your-name/the-same-data"}
+    data |= {name: stated[name] for name in names if stated.get(name) is not None}
+    augment = {name: value for name, value in (stated.get("augment") or {}).items() if value}
+    recipe: dict[str, Any] = {
+        "task": facts["task"] or "text-classification",
+        "data": {**data, "augment": augment} if augment else data,
+        "teacher": {"logits": repo_id},
+        "student": {"model": "your-name/small"},
+        "training": {"seed": 42 if facts["seed"] is None else facts["seed"]},  # by which splits and views are drawn
+        "output_dir": "runs/student",
+    }
+    return yaml_of(recipe).rstrip()
 
 
 def _python(key: Mapping[str, Any], facts: Mapping[str, Any], repo_id: str) -> str:

@@ -69,7 +69,7 @@ def read_key(path: Path) -> dict[str, Any] | None:
     try:
         key: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         version = key["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"teacher_logits_dir: {file} cannot be read ({error}), so it is not known how the soft targets in that "
             "folder were made: delete the folder, or set another one"

@@ -92,6 +92,11 @@ class SoftTargets:
         return [member.width for member in self._shards[0].members] if self._shards else []
 
     @property
+    def dtypes(self) -> set[str]:
+        """Return the types in which the logits are kept."""
+        return {str(member.values.dtype) for shard in self._shards for member in shard.members}
+
+    @property
     def token_level(self) -> bool:
         """Tell whether each token has soft targets."""
         return self.key["level"] == "tokens"
