@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from hf_distill.recipe import SOFT_TARGETS, Recipe, differences, read_resolved
+from hf_distill.teachers.cache_key import KEY_FILE
 
 _MARK = "# Written by hf-distill: all settings of the run in this folder.\n"
 _DATA = ".data_fingerprint"
@@ -85,7 +86,8 @@ class Workspace:
                 "changed since: choose another folder, or pass --overwrite to delete that run"
             )
         if self._overwrite:
-            if self._teachers_go():
+            self._refuse_targets_of_another()
+            if self._recipe.teacher_stages() or self._is_of_another_teacher():
                 shutil.rmtree(self.path / SOFT_TARGETS, ignore_errors=True)
             for entry in _entries(self.path):
                 if entry.is_dir() and not entry.is_symlink():
@@ -106,9 +108,20 @@ class Workspace:
             return ""
         return " or from other soft targets (those of a commit are named by teacher.revision)"
 
-    def _teachers_go(self) -> bool:
-        """Tell whether the soft targets that are here may be of other teachers than this run's."""
-        if self._recipe.teacher_stages() or not (self.path / "recipe.yaml").exists():
+    def _refuse_targets_of_another(self) -> None:
+        """Raise ValueError, before anything is deleted, if the run would find soft targets of the teacher that goes."""
+        named = self._recipe.training.get("teacher_logits_dir")
+        if named is None or not (Path(named).expanduser() / KEY_FILE).exists():
+            return
+        if (self.path / "recipe.yaml").exists() and self._is_of_another_teacher():
+            raise ValueError(
+                f"training.teacher_logits_dir: {named} holds soft targets, and the teacher of the run in {self.path} "
+                "was another one: name another folder, or delete that one"
+            )
+
+    def _is_of_another_teacher(self) -> bool:
+        """Tell whether the run that is here may have had other teachers than this one."""
+        if not (self.path / "recipe.yaml").exists():
             return True
         try:
             changed = differences(read_resolved(self.path / "recipe.yaml"), self._recipe)

@@ -246,6 +246,21 @@ class TestWhatIsRefused:
             run(recipe)
         assert not Path("out").exists()
 
+    def test_a_run_is_not_deleted_for_one_that_finds_another_teachers_soft_targets(self):
+        """The teacher is trained anew for an hour, and only then is the folder refused."""
+        training = {**SWITCH_ON, "teacher_logits_dir": "kept"}
+        recipe = digits_recipe(training=training, baseline=False)
+        run(recipe)
+        before = weights()
+        recipe["teacher"]["training"] |= {"num_train_epochs": 1}
+        with pytest.raises(
+            ValueError, match=r"training\.teacher_logits_dir: kept holds soft targets, and the teacher of"
+        ):
+            run(recipe, overwrite=True)
+        assert same(weights(), before)
+        recipe["training"]["teacher_logits_dir"] = "others"
+        run(recipe, overwrite=True)
+
     def test_a_teacher_at_chance_is_told_and_not_shared(self, monkeypatch, capsys):
         """`train` refuses it, after somebody has waited for its answers, or downloaded them."""
         recipe = text_recipe(training=SWITCH_ON)

@@ -32,7 +32,7 @@ MAY_USE: dict[str, set[str]] = {
     "resuming": {"sampling"},
     "problems": {"config"},
     "recipe": {"problems"},
-    "workspace": {"recipe"},
+    "workspace": {"recipe", "teachers.cache_key"},
     "timing": {"workspace"},
     "plan": {"recipe", "workspace", "models", "shared_targets", "students", "teachers"},
     "teacher_facts": {"publishing.ancestry", "recipe", "workspace"},
