@@ -12,13 +12,11 @@ is ours where it counts the parameters at each step and looks for NaN in each lo
 
 import functools
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from speed import Bench, PlainTrainer, make_image_task, make_text_task, now, parser_of, prepare
+from speed import Bench, PlainTrainer, benches, now, parser_of, prepare
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -124,19 +122,16 @@ def main() -> None:
     """Print the tables."""
     arguments = parser_of(__doc__).parse_args()
     prepare(arguments)
-    for name, make in {"text": make_text_task, "image": make_image_task}.items():
-        if arguments.task not in (name, "both"):
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(make(arguments, Path(folder)), arguments, Path(folder))
-            found: dict[str, list[dict[str, float]]] = {}
-            for _ in range(arguments.rounds):
-                for kind, steps in _round(bench, Path(folder)).items():
-                    found.setdefault(kind, []).extend(steps)
-            report(name, found)
+    for name, bench in benches(arguments):
+        found: dict[str, list[dict[str, float]]] = {}
+        for _ in range(arguments.rounds):
+            for kind, steps in _round(bench).items():
+                found.setdefault(kind, []).extend(steps)
+        report(name, found)
 
 
-def _round(bench: Bench, folder: Path) -> dict[str, list[dict[str, float]]]:
+def _round(bench: Bench) -> dict[str, list[dict[str, float]]]:
+    folder = bench.folder
     plain: Any = watched(PlainTrainer)(**bench.common(TrainingArguments(str(folder / "out"), **bench.settings)))
     plain.task = bench.task
     kept = {"precompute_teacher_logits": True, "teacher_logits_dir": str(folder / "kept")}

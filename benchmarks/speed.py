@@ -19,7 +19,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -439,24 +439,28 @@ def prepare(arguments: argparse.Namespace) -> None:
     datasets.disable_progress_bars()
 
 
+def benches(arguments: argparse.Namespace) -> Iterator[tuple[str, Bench]]:
+    """Make the tasks that were asked for, one after the other, each with a folder that is gone afterwards."""
+    for name, make in {"text": make_text_task, "image": make_image_task}.items():
+        if arguments.task in (name, "both"):
+            with tempfile.TemporaryDirectory() as folder:
+                yield name, Bench(make(arguments, Path(folder)), arguments, Path(folder))
+
+
 def main() -> None:
     """Print the tables."""
     arguments = parser_of(__doc__).parse_args()
     prepare(arguments)
-    for name, make in {"text": make_text_task, "image": make_image_task}.items():
-        if arguments.task not in (name, "both"):
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(make(arguments, Path(folder)), arguments, Path(folder))
-            bench.go_round()  # not counted: it finds and fills what later rounds share
-            bench.seconds.clear()
-            bench.peaks.clear()
-            for _ in range(arguments.rounds):
-                bench.go_round()
-            where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
-            rounds = f"{arguments.rounds} rounds, {where}"
-            print(f"\n{name}: {len(bench.task.data)} rows, batches of {arguments.batch}, {rounds}")
-            bench.report()
+    for name, bench in benches(arguments):
+        bench.go_round()  # not counted: it finds and fills what later rounds share
+        bench.seconds.clear()
+        bench.peaks.clear()
+        for _ in range(arguments.rounds):
+            bench.go_round()
+        where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+        rounds = f"{arguments.rounds} rounds, {where}"
+        print(f"\n{name}: {len(bench.task.data)} rows, batches of {arguments.batch}, {rounds}")
+        bench.report()
 
 
 if __name__ == "__main__":
