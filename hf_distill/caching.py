@@ -1,6 +1,5 @@
 """Make soft targets alone, for `train` to find and for others to learn from."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from hf_distill.publishing.files import Outgoing, safetensors_header
 from hf_distill.publishing.hub import Published
 from hf_distill.publishing.repository import Destination
 from hf_distill.publishing.target_sharing import share
@@ -83,7 +83,7 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
         folder=folder,
         num_rows=len(SoftTargets(folder)),
         num_bytes=sum(file.stat().st_size for file in files),
-        num_asked=sum(num_rows_of(file) for file in files if file.name not in before),
+        num_asked=sum(_num_rows(file) for file in files if file.name not in before),
         seconds=seconds,
         metrics=metrics,
         objection=objection,
@@ -104,8 +104,6 @@ def share_soft_targets(cached: Cached, to: Destination) -> Published:
     )
 
 
-def num_rows_of(shard: Path) -> int:
-    """Return for how many rows there are soft targets in a file, by its header."""
-    with shard.open("rb") as content:
-        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
-    return int(header["digests"]["shape"][0])
+def _num_rows(shard: Path) -> int:
+    """Return for how many rows there are soft targets in a file."""
+    return int(safetensors_header(Outgoing(shard.name, shard))["digests"]["shape"][0])

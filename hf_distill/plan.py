@@ -17,7 +17,7 @@ from hf_distill.shared_targets import UnreachableError, shared_targets
 from hf_distill.students.building import model_from_config, student_from_teacher
 from hf_distill.teachers.memory import device_name, memory_needed
 from hf_distill.teachers.placement import check_placement_words
-from hf_distill.workspace import state_of
+from hf_distill.workspace import refuse_mixed_folders, state_of
 
 _MOST_LABELS = 10  # that are named
 _SHOWN_APART = ("alpha", "alpha_end", "temperature", "temperature_end")
@@ -30,12 +30,13 @@ def plan(recipe: Recipe) -> list[tuple[str, str]]:
         recipe: a valid recipe.
 
     Raises:
-        ValueError: the teacher's placement is none, or a model cannot be built.
+        ValueError: the teacher's placement is none, a model cannot be built, or soft targets lie where models do.
     """
     data = recipe.data
     judged = data.test_split or data.eval_split or "the validation or test split"
     rows = f"at most {data.max_train_rows:,} rows of " if data.max_train_rows else ""
     check_placement_words(recipe.training.get("teacher_placement", "same"))
+    refuse_mixed_folders(recipe)
     return [
         ("task", recipe.task),
         ("data", f"{data.dataset or data.path}: {rows}{data.train_split} for training, {judged} for the results"),

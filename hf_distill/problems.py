@@ -183,6 +183,8 @@ OF_KEPT_TARGETS = (
     "teacher_logits_top_k",
     "teacher_logits_views",
 )
+# What may change as long as there are teachers alone: these are the same whatever it says.
+NOT_OF_THE_TEACHERS = (*OF_KEPT_TARGETS, "allow_untrained_teacher")
 # What moves, converts or reads with a teacher's model.
 _OF_A_MODEL = (
     "teacher_dtype",

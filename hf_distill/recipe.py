@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from hf_distill.problems import (
+    NOT_OF_THE_TEACHERS,
     NUMBER,
-    OF_KEPT_TARGETS,
     OF_THE_FIRST_TEACHERS,
     ONE,
     SEVERAL,
@@ -351,20 +351,19 @@ def command_for(recipe: Recipe, name: str) -> str:
     return " ".join(["hf-distill train", name, *overrides])
 
 
-def differences(old: Recipe, new: Recipe, *, with_targets: bool = True) -> list[str]:
+def differences(old: Recipe, new: Recipe, *, has_students: bool = True) -> list[str]:
     """List the settings in which two recipes differ, leaving out where the student goes, here and on the Hub.
 
     Args:
         old: one recipe.
         new: the other.
-        with_targets: of the settings of soft targets that are kept beforehand, too: they mean nothing to the teachers.
+        has_students: without one, what means nothing to the teachers (how soft targets are kept) is left out.
     """
     before, after = (flat(recipe.model_dump(exclude=_NOT_OF_THE_TRAINING)) for recipe in (old, new))
     return [
         f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and (with_targets or key.split(".")[-1] not in (*OF_KEPT_TARGETS, "allow_untrained_teacher"))
+        if before.get(key) != after.get(key) and (has_students or key.split(".")[-1] not in NOT_OF_THE_TEACHERS)
     ]
 
 

@@ -24,8 +24,6 @@ _OF_THE_MACHINE = ("use_cpu", "ddp_backend", "ddp_timeout")
 def arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> DistillationConfig:
     """Return a stage's settings: defaults, what the recipe says, and what is `fixed`."""
     settings: dict[str, Any] = {"save_total_limit": 1}
-    if recipe.is_text:
-        settings["train_sampling_strategy"] = "group_by_length"
     sections: dict[str, Any] = {**recipe.teacher_stages(), **recipe.student_stages()}
     section = sections.get(stage)
     chosen = dict(recipe.training)

@@ -274,8 +274,8 @@ def _differing(path: Path, recipe: Recipe, *, makes_targets: bool = False) -> li
 
     How soft targets are kept does not matter before there is a student, nor to who makes nothing else.
     """
-    is_of_students = not makes_targets and _holds_students(path)
-    return differences(read_resolved(path / "recipe.yaml"), recipe, with_targets=is_of_students)
+    has_students = not makes_targets and _holds_students(path)
+    return differences(read_resolved(path / "recipe.yaml"), recipe, has_students=has_students)
 
 
 def _entries(path: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from test_teachers_in_recipes import ensemble_recipe
 from hf_distill import cli
 from hf_distill.caching import cache_soft_targets, share_soft_targets
 from hf_distill.evaluation.results import Results
+from hf_distill.plan import plan
 from hf_distill.publishing.repository import Destination
 from hf_distill.recipe import load_recipe
 from hf_distill.run import distill
@@ -245,6 +246,8 @@ class TestWhatIsRefused:
         with pytest.raises(ValueError, match=r"training\.teacher_logits_dir: .* is where the run has its models"):
             run(recipe)
         assert not Path("out").exists()
+        with pytest.raises(ValueError, match=r"training\.teacher_logits_dir: .* is where the run has its models"):
+            plan(load_recipe("recipe.yaml"))
 
     def test_a_run_is_not_deleted_for_one_that_finds_another_teachers_soft_targets(self):
         """The teacher is trained anew for an hour, and only then is the folder refused."""

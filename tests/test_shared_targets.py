@@ -326,7 +326,7 @@ class TestWhatDoesNotFit:
                 run({**recipe, "output_dir": output}, overwrite=True)
         assert list(Path(TARGETS).glob("*.safetensors"))
 
-    def test_views_need_no_second_word_for_the_same(self, recipe):
+    def test_how_they_are_kept_is_compared_without_a_second_switch(self, recipe):
         """Two refusals that contradict each other."""
         recipe["training"]["teacher_logits_top_k"] = 1
         assert "logits.top_k is null there and 1 here" in refusal(recipe)

@@ -206,12 +206,14 @@ class TestAndBack:
         assert asked
         assert not [path for path in asked if "safetensors" in path]
 
-    def test_what_was_downloaded_is_enough_without_a_network(self, hub, here, monkeypatch):
+    def test_what_was_downloaded_is_enough_without_a_network(self, hub, here):
         """A run that cannot be repeated on a train."""
         share()
         first = run(taught())
         hub.fault("model_info", 503, times=None)
+        hub.requests.clear()
         assert run(taught(output_dir="again")).student.metrics == first.student.metrics
+        assert {request.step for request in hub.requests} == {"model_info"}
 
 
 def test_the_snippets_of_the_docs_run(hub, here, monkeypatch):
