@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distill import DistillationConfig, DistillationTrainer
+from hf_distill.parting import part_with_other_processes
 
 NUM_LABELS = 3
 LIMIT = 1e-6
@@ -159,7 +160,7 @@ def work(folder: Path) -> None:
                 value = gradient(family, kind, count, batch, accumulated)
                 if os.environ["RANK"] == "0":
                     torch.save(value, folder / f"{family}-{kind}-{name}.pt")
-    torch.distributed.destroy_process_group()
+    part_with_other_processes()
 
 
 def combinations() -> list[tuple[str, str]]:

@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distill import DistillationConfig, DistillationTrainer
+from hf_distill.parting import part_with_other_processes
 from hf_distill.teachers.memory import device_name
 from hf_distill.teachers.placement import check_placement
 
@@ -182,8 +183,7 @@ def main() -> None:
             expected = expected or losses
             difference = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
             show(f"| {name} | {difference:.1e} | {seconds:.4f} | {'-' if peak is None else f'{peak:.0f}'} |")
-        state.wait_for_everyone()
-    state.destroy_process_group()
+        part_with_other_processes()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -86,6 +85,7 @@ def train(
     loaded = load_recipe(recipe, overrides or [])
     from accelerate import PartialState
 
+    from hf_distill.parting import part_with_other_processes
     from hf_distill.run import distill, publish_student
 
     results = distill(loaded, recipe_name(recipe), overwrite=overwrite)
@@ -99,7 +99,7 @@ def train(
         from hf_distill.publishing.run_card import licence_lines
 
         _warn_of(licence_lines(loaded, results))
-    _part_with_other_processes()
+    part_with_other_processes()
     published = publish_student(loaded) if is_main else None
     if published is not None:
         _print_published(published)
@@ -137,6 +137,7 @@ def cache(
     from accelerate import PartialState
 
     from hf_distill.caching import cache_soft_targets, share_soft_targets
+    from hf_distill.parting import part_with_other_processes
     from hf_distill.publishing.hub import check_destination
     from hf_distill.publishing.repository import Destination
 
@@ -145,7 +146,7 @@ def cache(
         check_destination(to)
     cached = cache_soft_targets(loaded, recipe_name(recipe))
     is_main = PartialState().is_main_process
-    _part_with_other_processes()
+    part_with_other_processes()
     if not is_main:
         return
     size = f"{cached.num_bytes / 2**20:.2f} MiB, {cached.num_bytes / cached.num_rows:.0f} bytes a row"
@@ -304,18 +305,6 @@ def copy_recipe(
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(known[name], target)
     typer.echo(f"{target}")
-
-
-def _part_with_other_processes() -> None:
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        # A process that ends while its group is open may abort, and the launcher then kills the others. One that closes
-        # it while another is on its way out of the last barrier breaks that one's connection, hence the pause.
-        # (Not by Accelerate's state: settings that are checked on the way may have reset it in one process.)
-        distributed.barrier()
-        time.sleep(1)
-        distributed.destroy_process_group()
 
 
 def _print_published(published: "Published", what: str = "this student") -> None:

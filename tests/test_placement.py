@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 from transformers.utils import is_bitsandbytes_available
 
 from hf_distill import DistillationConfig, DistillationTrainer
+from hf_distill.parting import part_with_other_processes
 from hf_distill.teachers import placement as module
 from hf_distill.teachers.frozen import FrozenTeacher
 from hf_distill.teachers.loading import load_teacher
@@ -503,4 +504,4 @@ if __name__ == "__main__":
     assert distributed.get_world_size() == 2
     {"logits": compare_logits, "training": compare_training, "loading": compare_loading}[sys.argv[1]]()
     Path(f"done-{distributed.get_rank()}").touch()
-    distributed.destroy_process_group()
+    part_with_other_processes()

@@ -31,6 +31,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from hf_distill import DistillationConfig, DistillationTrainer, Specialist, answering
 from hf_distill.data.vision import ImageRows
 from hf_distill.data.with_targets import CACHED_LOGITS, CACHED_MASK, WithSoftTargets
+from hf_distill.parting import part_with_other_processes
 from hf_distill.teachers import shards
 from hf_distill.teachers.cached import CachedTeacher
 from hf_distill.teachers.soft_targets import SoftTargets
@@ -1325,7 +1326,7 @@ def main(mode: str, folder: Path, note: str) -> None:
     if mode == "train":
         for kind in KINDS:
             train_in_processes(kind, 4, folder)
-        torch.distributed.destroy_process_group()
+        part_with_other_processes()
         return
     if mode == "apart":
         trainer(tiny.bert(1), ragged(), kept=folder / os.environ["RANK"], collator=padding()).train()

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PrinterCallback
 
 from hf_distill import DistillationConfig, DistillationTrainer
+from hf_distill.parting import part_with_other_processes
 
 KINDS = ("plain", "ensemble", "unlabelled", "grouped")
 NUM_ROWS = 29  # divides by no number of processes
@@ -116,4 +117,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for each in KINDS:
         train(each, 2, Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()
+    part_with_other_processes()

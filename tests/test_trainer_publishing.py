@@ -900,7 +900,8 @@ class TestCard:
 # ---- Several processes ----
 
 _IN_EACH_PROCESS = """
-import sys, torch
+import sys
+from hf_distill.parting import part_with_other_processes
 sys.path.insert(0, {tests!r})
 import test_trainer_publishing as tests
 trainer = tests.made(push_to_hub=True, hub_strategy="checkpoint", hub_always_push=True, ddp_backend="gloo")
@@ -908,7 +909,7 @@ assert trainer.args.world_size == 2
 trainer.train()
 commit = trainer.push_to_hub(commit_message="Both", license="mit")
 assert (commit is None) == (trainer.args.process_index == 1)
-torch.distributed.destroy_process_group()
+part_with_other_processes()
 """
 
 
