@@ -11,7 +11,7 @@ from hf_distill.publishing.files import Outgoing, safetensors_header
 from hf_distill.publishing.hub import Published
 from hf_distill.publishing.repository import Destination
 from hf_distill.publishing.target_sharing import share
-from hf_distill.recipe import Recipe
+from hf_distill.schema import Recipe
 from hf_distill.staging import opened, settle_devices
 from hf_distill.teacher_answers import judged, targets_folder
 from hf_distill.teacher_facts import read_facts

@@ -16,7 +16,7 @@ from hf_distill.config import DistillationConfig
 from hf_distill.data.loading import Splits, reorder_labels
 from hf_distill.inputs import Section
 from hf_distill.models.auto import AUTO_CLASSES
-from hf_distill.recipe import Recipe, Student, Teacher
+from hf_distill.schema import Recipe, Student, Teacher
 from hf_distill.settings import arguments
 from hf_distill.shared_targets import SharedTargets
 from hf_distill.students.building import model_from_checkpoint, model_from_config, set_labels, student_from_teacher

@@ -23,7 +23,7 @@ from hf_distill.data.loading import Splits
 from hf_distill.data.text import tokenize_text, tokenize_words
 from hf_distill.data.vision import ImageRows, check_images
 from hf_distill.models import GreyImageProcessor, MLPConfig
-from hf_distill.recipe import Augment, Recipe, Student, Teacher
+from hf_distill.schema import Augment, Recipe, Student, Teacher
 from hf_distill.shared_targets import SharedTargets
 from hf_distill.teachers.own_inputs import difference, most_tokens
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
 from hf_distill.models.auto import AUTO_CLASSES
-from hf_distill.recipe import Hub, Recipe, Stage, Student, Teacher
+from hf_distill.schema import Hub, Recipe, Stage, Student, Teacher
 from hf_distill.shared_targets import UnreachableError, shared_targets
 from hf_distill.students.building import model_from_config, student_from_teacher
 from hf_distill.teachers.memory import device_name, memory_needed

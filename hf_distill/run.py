@@ -18,7 +18,7 @@ from hf_distill.publishing.curves import PLOT
 from hf_distill.publishing.hub import Published, check_destination, publish
 from hf_distill.publishing.repository import Destination
 from hf_distill.publishing.run_card import card_of, licence_in, write_card
-from hf_distill.recipe import Hub, Recipe
+from hf_distill.schema import Hub, Recipe
 from hf_distill.staging import Stages, opened, settle_devices
 from hf_distill.teacher_answers import judged, known_of, let_go
 

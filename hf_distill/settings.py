@@ -5,7 +5,7 @@ from typing import Any
 
 from hf_distill.config import DistillationConfig
 from hf_distill.problems import OF_DISTILLATION, OF_KEPT_TARGETS, OF_THE_FIRST_TEACHERS
-from hf_distill.recipe import SOFT_TARGETS, Recipe, Stage, Student, Teacher
+from hf_distill.schema import SOFT_TARGETS, Recipe, Stage, Student, Teacher
 
 # For a trainer that predicts; the last two would convert the model for good.
 NOT_TRAINING = {

@@ -23,7 +23,7 @@ from hf_distill.data.identity import processor_settings
 from hf_distill.lineage import NOWHERE
 from hf_distill.publishing.asking import trouble_of
 from hf_distill.publishing.portable import is_local
-from hf_distill.recipe import Recipe, Teacher, check_destination_words
+from hf_distill.schema import Recipe, Teacher, check_destination_words
 from hf_distill.teacher_facts import FACTS_FILE, read_facts
 from hf_distill.teachers.cache_key import ABOUT, KEY_FILE, key_differences, read_key
 from hf_distill.teachers.soft_targets import SoftTargets

@@ -20,7 +20,7 @@ from hf_distill.evaluation.results import curve
 from hf_distill.inputs import Inputs, Section
 from hf_distill.lineage import NOWHERE, data_origin, model_origin
 from hf_distill.models.auto import AUTO_CLASSES
-from hf_distill.recipe import Augment, Recipe, Student, Teacher
+from hf_distill.schema import Augment, Recipe, Student, Teacher
 from hf_distill.settings import NOT_TRAINING, arguments
 from hf_distill.shared_targets import SharedTargets, origin_of_shared, shared_targets
 from hf_distill.timing import Clock

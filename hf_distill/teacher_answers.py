@@ -12,7 +12,7 @@ from accelerate import PartialState
 from hf_distill.casting import Member
 from hf_distill.config import DistillationConfig
 from hf_distill.precomputed import MissingTargetsError
-from hf_distill.recipe import Teacher
+from hf_distill.schema import Teacher
 from hf_distill.staging import Stages
 from hf_distill.teacher_facts import facts_of_model, write_facts
 from hf_distill.trainer import DistillationTrainer

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_distill.publishing.ancestry import model_words
-from hf_distill.recipe import Teacher
+from hf_distill.schema import Teacher
 from hf_distill.workspace import write_whole
 
 FACTS_FILE = "teacher.json"

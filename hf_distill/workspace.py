@@ -13,7 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from hf_distill.recipe import SOFT_TARGETS, Recipe, differences, read_resolved
+from hf_distill.recipe import differences, read_resolved, to_yaml
+from hf_distill.schema import SOFT_TARGETS, Recipe
 from hf_distill.teachers.cache_key import KEY_FILE
 
 _MARK = "# Written by hf-distill: all settings of the run in this folder.\n"
@@ -100,7 +101,7 @@ class Workspace:
             shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
         self._leaves_no_trace = False
         if not (self._makes_targets and _holds_students(self.path)):
-            self._write("recipe.yaml", _MARK + self._recipe.to_yaml())
+            self._write("recipe.yaml", _MARK + to_yaml(self._recipe))
         self._write(_DATA, data_fingerprint)
 
     def _or_other_targets(self) -> str:

@@ -15,7 +15,7 @@ from hf_distill import cli
 from hf_distill.evaluation.results import ModelResult, Results
 from hf_distill.publishing.curves import PLOT
 from hf_distill.publishing.readme import BEGIN
-from hf_distill.recipe import load_recipe
+from hf_distill.recipe import load_recipe, to_yaml
 
 RECIPE = {
     "task": "text-classification",
@@ -46,7 +46,7 @@ def folder() -> Path:
     """Lay out what a run leaves, as far as a card needs it."""
     Path("mine.yaml").write_text(yaml.safe_dump(RECIPE))
     (Path("out") / "student").mkdir(parents=True)
-    Path("out/recipe.yaml").write_text("# Written by hf-distill\n" + load_recipe("mine.yaml").to_yaml())
+    Path("out/recipe.yaml").write_text("# Written by hf-distill\n" + to_yaml(load_recipe("mine.yaml")))
     origin = {"model": None, "revision": None, "license": "cc-by-nc-4.0", "seed": None}
     lineage = {"teachers": [origin], "student": origin, "dataset": {"id": None, "revision": None}}
     found = results()

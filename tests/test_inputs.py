@@ -15,7 +15,8 @@ from transformers import ViTImageProcessorPil
 
 from hf_distill.data.loading import load_rows, prepare_splits
 from hf_distill.inputs import Inputs, distinct
-from hf_distill.recipe import Recipe, load_recipe
+from hf_distill.recipe import load_recipe
+from hf_distill.schema import Recipe
 
 
 def save(folder: str, places: int = 0, **config: Any) -> str:

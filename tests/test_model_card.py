@@ -27,7 +27,8 @@ from hf_distill.publishing.curves import PLOT, training_curves
 from hf_distill.publishing.model_card import model_card, template_path, verify
 from hf_distill.publishing.readme import merge
 from hf_distill.publishing.run_card import card_of, export_card, read_run
-from hf_distill.recipe import Recipe, bundled_recipes, load_recipe
+from hf_distill.recipe import bundled_recipes, load_recipe
+from hf_distill.schema import Recipe
 
 pytest_plugins = ["hub.fixture"]
 

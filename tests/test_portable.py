@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_distill.publishing.portable import is_local, last_name, portable
-from hf_distill.recipe import Recipe, load_recipe
+from hf_distill.recipe import load_recipe
+from hf_distill.schema import Recipe
 
 
 def recipe(**changes) -> dict:

@@ -22,8 +22,9 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 from hf_distill.evaluation.results import Results
 from hf_distill.publishing.asking import Hub, HubError
 from hf_distill.publishing.readme import BEGIN
-from hf_distill.recipe import Recipe, load_recipe
+from hf_distill.recipe import load_recipe, to_yaml
 from hf_distill.run import distill
+from hf_distill.schema import Recipe
 
 pytest_plugins = ["pushing_fixture"]
 pytestmark = pytest.mark.usefixtures("left_alone", "no_waiting")
@@ -405,7 +406,7 @@ class TestAdapter:
         task = "text-classification"
         recipe = {"task": task, "data": {"dataset": "ada/films"}, "output_dir": "adapter"}
         recipe |= {"teacher": {"model": "ada/base"}, "student": {"model": "ada/base"}}
-        (run / "recipe.yaml").write_text(Recipe.model_validate(recipe).to_yaml())
+        (run / "recipe.yaml").write_text(to_yaml(Recipe.model_validate(recipe)))
         results = replace(Results.read(trained), task=task, recipe="films")
         (run / "results.json").write_text(results.to_json())
         return run

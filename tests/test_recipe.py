@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from hf_distill.recipe import (
-    Recipe,
     RecipeError,
     bundled_recipes,
     command_for,
@@ -16,7 +15,9 @@ from hf_distill.recipe import (
     load_recipe,
     read_resolved,
     recipe_name,
+    to_yaml,
 )
+from hf_distill.schema import Recipe
 
 DATA = (
     "{dataset: stanfordnlp/sst2, text_column: sentence, label_column: label, "
@@ -83,7 +84,7 @@ class TestReading:
             ("label_column: label", 'label_column: label, label_names: ["no", "on", "3e-4", "1"]'),
             ("5.0e-5", "1.0e-5"),
         )
-        Path("out.yaml").write_text(recipe.to_yaml())
+        Path("out.yaml").write_text(to_yaml(recipe))
         assert read_resolved(Path("out.yaml")) == recipe
         assert load_recipe("out.yaml") == recipe
         assert recipe.data.label_names == ["no", "on", "3e-4", "1"]
@@ -455,7 +456,7 @@ class TestSeveralTeachersAndStages:
     def test_written_out_and_read_back_it_is_the_same(self, sections):
         """A run whose own recipe.yaml is refused cannot be resumed."""
         recipe = change(**sections)
-        Path("out.yaml").write_text(recipe.to_yaml())
+        Path("out.yaml").write_text(to_yaml(recipe))
         assert read_resolved(Path("out.yaml")) == load_recipe("out.yaml") == recipe
 
     def test_overrides_reach_into_lists(self):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_distill.recipe import Recipe, load_recipe
+from hf_distill.recipe import load_recipe
+from hf_distill.schema import Recipe
 from hf_distill.workspace import Checkpoint, Workspace, state_of
 
 OUT = Path("out")

@@ -13,6 +13,7 @@ from hf_distill.publishing.curves import PLOT
 from hf_distill.publishing.portable import is_local
 from hf_distill.publishing.readme import merge, text_around, users_licence, with_users_part
 from hf_distill.publishing.run_card import RunCard, card_of_run, published, read_readme, read_run
+from hf_distill.recipe import to_yaml
 
 README = "README.md"
 _WEIGHTS = ".safetensors"
@@ -90,7 +91,7 @@ def collect(run: Path, repo_id: str | None = None) -> list[Outgoing]:
     if made.plot is not None and PLOT not in files:
         found.append(Outgoing(PLOT, made.plot))
     found += [
-        Outgoing("recipe.yaml", published(recipe, results).to_yaml().encode()),
+        Outgoing("recipe.yaml", to_yaml(published(recipe, results)).encode()),
         Outgoing("results.json", (run / "results.json").read_bytes()),
     ]
     return [Outgoing(README, content), *sorted(found, key=lambda file: file.path_in_repo)]

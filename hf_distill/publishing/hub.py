@@ -21,7 +21,7 @@ from hf_distill.publishing.repository import (
     refuse_foreign,
 )
 from hf_distill.publishing.secrets import scan
-from hf_distill.recipe import check_destination_words
+from hf_distill.schema import check_destination_words
 
 # What `from_pretrained` reads at the top of a repository: left over from another student, it would change this one.
 _READ_BY_LOADING = (

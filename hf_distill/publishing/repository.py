@@ -11,7 +11,7 @@ from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, GitRefs, ModelInf
 from hf_distill.publishing.asking import Hub
 from hf_distill.publishing.files import README, Outgoing
 from hf_distill.publishing.readme import BEGIN
-from hf_distill.recipe import check_destination_words
+from hf_distill.schema import check_destination_words
 
 MAIN = "main"
 SHOWN = 3

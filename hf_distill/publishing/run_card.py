@@ -13,7 +13,8 @@ from hf_distill.publishing.licences import objections, student_licence
 from hf_distill.publishing.model_card import model_card
 from hf_distill.publishing.portable import portable
 from hf_distill.publishing.readme import merge, users_licence
-from hf_distill.recipe import Recipe, bundled_recipes, command_for, read_resolved
+from hf_distill.recipe import bundled_recipes, command_for, read_resolved, to_yaml
+from hf_distill.schema import Recipe
 
 
 class RunCard(NamedTuple):
@@ -144,7 +145,7 @@ def export_card(run: Path, output: Path, *, repo_id: str | None = None) -> RunCa
     made = card_of(recipe, results, repo_id=repo_id, license=licence_in(output), plot_name=plot_name)
     write_card(made, output, folder / PLOT)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_bytes(published(recipe, results).to_yaml().encode())
+    (folder / "recipe.yaml").write_bytes(to_yaml(published(recipe, results)).encode())
     (folder / "results.json").write_bytes(results.to_json().encode())
     return made
 
