@@ -3,14 +3,15 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 
+from hf_distill.publishing.committing import Published
 from hf_distill.publishing.files import Outgoing, safetensors_header
-from hf_distill.publishing.hub import Published
 from hf_distill.publishing.repository import Destination
-from hf_distill.publishing.target_sharing import share
+from hf_distill.publishing.target_sharing import preview, share
 from hf_distill.schema import Recipe
 from hf_distill.staging import opened, settle_devices
 from hf_distill.teacher_answers import judged, targets_folder
@@ -96,12 +97,23 @@ def share_soft_targets(cached: Cached, to: Destination) -> Published:
     Raises:
         ValueError: they are not fit to go out, or the Hub did not take them.
     """
+    return share(cached.folder, to, **_fit_to_go_out(cached))
+
+
+def preview_soft_targets(cached: Cached, to: Destination) -> list[Outgoing]:
+    """Return what `share_soft_targets` would send into an empty data set; the Hub is not asked.
+
+    Raises:
+        ValueError: they are not fit to go out.
+    """
+    return preview(cached.folder, to, **_fit_to_go_out(cached))
+
+
+def _fit_to_go_out(cached: Cached) -> dict[str, Any]:
     if cached.objection is not None:
         raise ValueError(f"nothing was sent, {cached.objection}")
     targets = SoftTargets(cached.folder)
-    return share(
-        cached.folder, to, key=targets.key, facts=read_facts(cached.folder, targets.key), num_rows=len(targets)
-    )
+    return {"key": targets.key, "facts": read_facts(cached.folder, targets.key), "num_rows": len(targets)}
 
 
 def _num_rows(shard: Path) -> int:

@@ -11,7 +11,8 @@ import typer
 from hf_distill import __version__
 
 if TYPE_CHECKING:
-    from hf_distill.publishing.hub import Published
+    from hf_distill.publishing.committing import Published
+    from hf_distill.publishing.files import Outgoing
 
 app = typer.Typer(
     name="hf-distill",
@@ -118,8 +119,18 @@ def cache(
         str | None,
         typer.Option("--revision", metavar="BRANCH", help="With --push: a branch, made if there is none; else main."),
     ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="With --push: propose them by a pull request.")
+    ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="With --push: replace a data set that hf-distill has not made.")
+        bool,
+        typer.Option(
+            "--overwrite", help="With --push: go beside the files of a data set that hf-distill has not made."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="With --push: list what would go into an empty data set; the Hub is not asked."),
     ] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -129,20 +140,20 @@ def cache(
     training.precompute_teacher_logits=true, finds all of it and asks about no row again. The same command goes on where
     it was stopped. Others learn from what is shared by `teacher: {logits: REPO_ID}`.
     """
-    if push is None and (private or revision is not None or overwrite):
-        raise ValueError("--private, --revision and --overwrite belong to --push REPO_ID")
+    if push is None and (private or revision is not None or create_pr or overwrite or dry_run):
+        raise ValueError("--private, --revision, --create-pr, --overwrite and --dry-run belong to --push REPO_ID")
     from hf_distill.recipe import load_recipe, recipe_name
 
     loaded = load_recipe(recipe, [*(overrides or []), "training.precompute_teacher_logits=true"])
     from accelerate import PartialState
 
-    from hf_distill.caching import cache_soft_targets, share_soft_targets
+    from hf_distill.caching import cache_soft_targets, preview_soft_targets, share_soft_targets
     from hf_distill.parting import part_with_other_processes
     from hf_distill.publishing.hub import check_destination
     from hf_distill.publishing.repository import Destination
 
-    to = None if push is None else Destination(push, private or None, revision, overwrite=overwrite, kind="dataset")
-    if to is not None and PartialState().is_main_process:
+    to = None if push is None else Destination(push, private or None, revision, create_pr, overwrite, kind="dataset")
+    if to is not None and not dry_run and PartialState().is_main_process:
         check_destination(to)
     cached = cache_soft_targets(loaded, recipe_name(recipe))
     is_main = PartialState().is_main_process
@@ -156,6 +167,8 @@ def cache(
     typer.echo(f"The teacher ({metrics}) was asked about {asked} ({cached.seconds:.1f} s).")
     if to is None:
         _warn_of([] if cached.objection is None else [cached.objection])
+    elif dry_run:
+        _print_outgoing(preview_soft_targets(cached, to), to.repo_id)
     else:
         _print_published(share_soft_targets(cached, to), "these soft targets")
 
@@ -250,10 +263,7 @@ def push(
         _warn_of(list(published.objections))
         _print_published(published)
         return
-    files = outgoing(run, to)
-    for file in files:
-        typer.echo(f"{file.size:>15,}  {file.path_in_repo}")
-    typer.echo(f"{sum(file.size for file in files):>15,}  bytes in {len(files)} files would go to {repo_id}")
+    _print_outgoing(outgoing(run, to), repo_id)
 
 
 @app.command()
@@ -305,6 +315,12 @@ def copy_recipe(
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(known[name], target)
     typer.echo(f"{target}")
+
+
+def _print_outgoing(files: "list[Outgoing]", repo_id: str) -> None:
+    for file in files:
+        typer.echo(f"{file.size:>15,}  {file.path_in_repo}")
+    typer.echo(f"{sum(file.size for file in files):>15,}  bytes in {len(files)} files would go to {repo_id}")
 
 
 def _print_published(published: "Published", what: str = "this student") -> None:

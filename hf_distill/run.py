@@ -14,8 +14,9 @@ from hf_distill.casting import Member
 from hf_distill.environment import environment
 from hf_distill.evaluation.measuring import agreement, of_the_same
 from hf_distill.evaluation.results import ModelResult, Results, gap_closed
+from hf_distill.publishing.committing import Published
 from hf_distill.publishing.curves import PLOT
-from hf_distill.publishing.hub import Published, check_destination, publish
+from hf_distill.publishing.hub import check_destination, publish
 from hf_distill.publishing.repository import Destination
 from hf_distill.publishing.run_card import card_of, licence_in, write_card
 from hf_distill.schema import Hub, Recipe

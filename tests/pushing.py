@@ -8,7 +8,8 @@ from hub.server import LocalHub
 from hub.storage import Commit
 from test_run import digits_recipe
 
-from hf_distill.publishing.hub import Published, publish
+from hf_distill.publishing.committing import Published
+from hf_distill.publishing.hub import publish
 from hf_distill.publishing.repository import Destination
 
 NAME = "ada/digits"

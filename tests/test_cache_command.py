@@ -181,10 +181,13 @@ class TestCommand:
         assert (code, err) == (2, f"error: {message}")
         assert not Path("out").exists()
 
-    def test_options_of_the_hub_need_one(self, command):
-        """`--private` for something that is then shared by hand."""
-        code, _, err = command("cache", recipe_file(digits_recipe()), "--private")
-        assert (code, err) == (2, "error: --private, --revision and --overwrite belong to --push REPO_ID")
+    @pytest.mark.parametrize("option", ["--private", "--revision=x", "--create-pr", "--overwrite", "--dry-run"])
+    def test_options_of_the_hub_need_one(self, command, option):
+        """`--private` for something that is then shared by hand; `--dry-run`, and the teacher is asked all the same."""
+        code, _, err = command("cache", recipe_file(digits_recipe()), option)
+        assert code == 2
+        assert err.endswith("--create-pr, --overwrite and --dry-run belong to --push REPO_ID")
+        assert not Path("out").exists()
 
     @pytest.mark.slow
     def test_killed_in_the_middle_it_goes_on(self):

@@ -291,6 +291,30 @@ class TestAgain:
         assert b"Mine\n" in files(hub)["README.md"]
         run(taught())
 
+    def test_a_pull_request_leaves_main_and_is_opened_once(self, hub, here, command):
+        """Soft targets pushed to main of a data set that is others', or proposed again with every run."""
+        hub.write(NAME, {"train.parquet": b"rows"}, kind="datasets")
+        outputs = [command("cache", "recipe.yaml", "--push", NAME, "--create-pr") for _ in range(2)]
+        assert [code for code, _, _ in outputs] == [0, 0]
+        assert shares(hub) == []
+        (proposal,) = shares(hub, revision="refs/pr/1")
+        page = f"{hub.url}/datasets/{NAME}/discussions/1"
+        number = len(files(hub, revision="refs/pr/1")) - len(files(hub))
+        first, second = (out.splitlines()[-1] for _, out, _ in outputs)
+        assert first == f"{number} files proposed to {NAME} in commit {proposal.oid[:8]}: {page}"
+        assert second == f"Nothing to push, {NAME} holds these soft targets already: {page}"
+
+    def test_a_dry_run_lists_what_would_go_out_and_asks_nobody(self, hub, here, command):
+        """A look before the push that makes a data set, or shows other files than the push sends."""
+        code, out, _ = command("cache", "recipe.yaml", "--push", NAME, "--dry-run")
+        assert code == 0
+        assert hub.requests == []
+        *listed, total = (line.split() for line in out.splitlines()[2:])
+        share()
+        sent = {name: len(content) for name, content in files(hub).items() if name != ".gitattributes"}
+        assert {name: size for size, name in listed} == {name: f"{size:,}" for name, size in sent.items()}
+        assert total == [f"{sum(sent.values()):,}", "bytes", "in", str(len(sent)), "files", "would", "go", "to", NAME]
+
     def test_a_data_set_with_a_card_alone_is_filled(self, hub, here):
         """One is made by hand first, to choose a licence."""
         hub.write(NAME, {"README.md": b"---\nlicense: mit\n---\n"}, kind="datasets")

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, Discussion
@@ -39,6 +40,31 @@ def found_or_made(hub: Hub, to: Destination) -> Found:
     return found
 
 
+@dataclass(frozen=True)
+class Published:
+    """What a push has done.
+
+    Attributes:
+        repo_id: `namespace/name`.
+        commit: the commit that holds it all, 40 hexadecimal digits.
+        url: where to see it.
+        pull_request: the address of the pull request, if one was asked for.
+        files: the paths that this push has written, none if all was there already.
+        removed: the paths of another push that it has removed.
+        remarks: what there is to say about the card, the Hub's own words included.
+        objections: what the teachers' licences forbid.
+    """
+
+    repo_id: str
+    commit: str
+    url: str
+    pull_request: str | None = None
+    files: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    objections: tuple[str, ...] = ()
+
+
 class Change:
     """Files that come to a branch and files that go, in one commit.
 
@@ -69,6 +95,33 @@ class Change:
     def is_none(self) -> bool:
         """Tell whether all is as it is to be."""
         return not self.changed and not self.removed
+
+    def settle(self, title: str) -> Published:
+        """Send what is to change, unless all is there, or proposed, already.
+
+        Args:
+            title: of the commit.
+
+        Raises:
+            HubError: the Hub did not take it.
+        """
+        files, removed = [file.path_in_repo for file in self.changed], self.removed
+        commit, pull_request = self.found.head, None
+        proposed = self.proposed() if self.to.create_pr and not self.is_none else None
+        if proposed is not None:
+            (commit, pull_request), files, removed = proposed, [], []
+        self.make_branch()
+        if files or removed:
+            commit, pull_request = self.commit(title)
+        return Published(
+            repo_id=self.to.repo_id,
+            commit=commit,
+            url=pull_request or f"{self.api.endpoint}/{self.to.page}/tree/{self.to.branch}",
+            pull_request=pull_request,
+            files=tuple(files),
+            removed=tuple(removed),
+            remarks=tuple(self.remarks),
+        )
 
     def make_branch(self) -> None:
         """Make the branch, if it is not there."""

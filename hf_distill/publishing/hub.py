@@ -3,24 +3,23 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 from hf_distill.evaluation.results import Results
 from hf_distill.publishing.asking import Hub
-from hf_distill.publishing.committing import Change, found_or_made
+from hf_distill.publishing.committing import Change, Published, found_or_made
 from hf_distill.publishing.files import Outgoing, collect, own_readme, own_text, readme, start_of, with_readme
 from hf_distill.publishing.repository import (
     MAIN,
-    SHOWN,
     Destination,
     Found,
     in_full,
     look,
     refuse_foreign,
 )
-from hf_distill.publishing.secrets import scan
+from hf_distill.publishing.secrets import refuse_secrets
 from hf_distill.schema import check_destination_words
 
 # What `from_pretrained` reads at the top of a repository: left over from another student, it would change this one.
@@ -29,31 +28,6 @@ _READ_BY_LOADING = (
     *("processor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.*"),
     *("added_tokens.json", "merges.txt", "*.model", "training_curves.png"),
 )
-
-
-@dataclass(frozen=True)
-class Published:
-    """What a push has done.
-
-    Attributes:
-        repo_id: `namespace/name`.
-        commit: the commit that holds the student, 40 hexadecimal digits.
-        url: where to see it.
-        pull_request: the address of the pull request, if one was asked for.
-        files: the paths that this push has written, none if all was there already.
-        removed: the paths of another student that it has removed.
-        remarks: what there is to say about the card, the Hub's own words included.
-        objections: what the teachers' licences forbid.
-    """
-
-    repo_id: str
-    commit: str
-    url: str
-    pull_request: str | None = None
-    files: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    objections: tuple[str, ...] = ()
 
 
 def publish(
@@ -125,7 +99,7 @@ class _Push:
     """One push of one run."""
 
     def __init__(self, hub: Hub, run: Path, to: Destination, files: list[Outgoing]) -> None:
-        self.hub, self.api = hub, hub.api
+        self.hub = hub
         self.run, self.to, self.files = run, to, files
         self.remarks: list[str] = []
         self.objections: list[str] = []
@@ -136,25 +110,8 @@ class _Push:
         refuse_foreign(self.to, found)
         self.files = with_readme(self.files, self._readme(found))
         change = Change(self.hub, self.to, found, self.files, self._left_over(found))
-        files, removed = [file.path_in_repo for file in change.changed], change.removed
-        commit, pull_request = found.head, None
-        proposed = change.proposed() if self.to.create_pr and not change.is_none else None
-        if proposed is not None:
-            (commit, pull_request), files, removed = proposed, [], []
-        change.make_branch()
-        if files or removed:
-            title = f"Publish {Results.read(self.run).recipe}, a student distilled with hf_distill"
-            commit, pull_request = change.commit(title)
-        return Published(
-            repo_id=self.to.repo_id,
-            commit=commit,
-            url=pull_request or f"{self.api.endpoint}/{self.to.repo_id}/tree/{self.to.branch}",
-            pull_request=pull_request,
-            files=tuple(files),
-            removed=tuple(removed),
-            remarks=(*self.remarks, *change.remarks),
-            objections=tuple(self.objections),
-        )
+        published = change.settle(f"Publish {Results.read(self.run).recipe}, a student distilled with hf_distill")
+        return replace(published, remarks=(*self.remarks, *published.remarks), objections=tuple(self.objections))
 
     def _readme(self, found: Found) -> bytes:
         """Write the card into the README that is there."""
@@ -179,9 +136,5 @@ class _Push:
 
 def _refuse_secrets(files: Sequence[Outgoing], run: Path, to: Destination, token: str | None) -> None:
     labels = Results.read(run).data.get("label_names") or []
-    public = {word for text in (to.repo_id.partition("/")[0], *labels) for word in str(text).split()}
-    findings = scan(files, token=token, public=public)
-    if findings:
-        shown = "; ".join(map(str, findings[:SHOWN]))
-        more = f" and {len(findings) - SHOWN} more" if len(findings) > SHOWN else ""
-        raise ValueError(f"nothing was sent, these must not be published: {shown}{more}. Take them out of {run} first")
+    public = (to.repo_id.partition("/")[0], *map(str, labels))
+    refuse_secrets(files, token=token, public=public, remedy=f"Take them out of {run} first")

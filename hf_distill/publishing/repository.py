@@ -31,7 +31,7 @@ class Destination:
         private: whether a new repository is seen by its owner alone; None leaves that to the Hub.
         revision: the branch, made if there is none; None for main.
         create_pr: propose it by a pull request.
-        overwrite: replace a model, or data, that this package has not made.
+        overwrite: replace a model that this package has not made; or go beside the files of such a data set.
         kind: a model's repository or a data set's.
 
     Raises:
@@ -161,7 +161,8 @@ def refuse_foreign(to: Destination, found: Found) -> None:
         if data:
             raise ValueError(
                 f"the name {to.repo_id} is taken by a data set that hf-distill has not made "
-                f"({', '.join(data[:SHOWN])}): choose another, or replace it by --overwrite"
+                f"({', '.join(data[:SHOWN])}): choose another, propose yours by --create-pr, or put them beside its "
+                "files by --overwrite"
             )
         return
     models = [path for path in found.files if any(fnmatch(path, name) for name in _MODELS)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hf_distill.publishing.files import Outgoing, safetensors_header
+from hf_distill.publishing.repository import SHOWN
 
 _KEYS = {
     "a Hugging Face token": r"\b(?:hf_(?:oauth_)?|api_org_)[A-Za-z0-9]{30,}",
@@ -94,6 +95,25 @@ def scan(
                 kinds += _of_this_machine(line, name)
             findings += [Finding(file.path_in_repo, number, kind) for kind in kinds]
     return findings
+
+
+def refuse_secrets(files: Iterable[Outgoing], *, token: str | None, public: Iterable[str], remedy: str) -> None:
+    """Refuse to send files that hold secrets.
+
+    Args:
+        files: all that is to go out.
+        token: the user's.
+        public: names that are no secrets: the namespace, the labels.
+        remedy: a sentence that says what to do.
+
+    Raises:
+        ValueError: some do; it says which, and where.
+    """
+    findings = scan(files, token=token, public={word for name in public for word in name.split()})
+    if findings:
+        shown = "; ".join(map(str, findings[:SHOWN]))
+        more = f" and {len(findings) - SHOWN} more" if len(findings) > SHOWN else ""
+        raise ValueError(f"nothing was sent, these must not be published: {shown}{more}. {remedy}")
 
 
 def machine_names() -> set[str]:

@@ -1,20 +1,22 @@
 """Soft targets, shared as a data set on the Hub in one commit, however often it is tried."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import DatasetCard
+
 from hf_distill.publishing.asking import Hub
-from hf_distill.publishing.committing import Change, found_or_made
+from hf_distill.publishing.committing import Change, Published, found_or_made
 from hf_distill.publishing.files import README, Outgoing
-from hf_distill.publishing.hub import Published
 from hf_distill.publishing.portable import is_local, last_name
 from hf_distill.publishing.readme import merge
 from hf_distill.publishing.repository import SHOWN, Destination, in_full, refuse_foreign
-from hf_distill.publishing.secrets import scan
+from hf_distill.publishing.secrets import refuse_secrets
 from hf_distill.publishing.target_card import target_card
 
 KEY, FACTS = "key.json", "teacher.json"
@@ -52,8 +54,7 @@ def share(
     files = outgoing(folder, key, facts)
     hub = Hub(token, sleep).sign_in()
     to = in_full(to, hub)
-    size = sum(file.size for file in files if file.path_in_repo not in (KEY, FACTS))
-    card = target_card(key, facts, num_rows=num_rows, num_bytes=size, repo_id=to.repo_id)
+    card = _card(files, to, key, facts, num_rows)
     # What somebody has written into the README that is there is theirs.
     _refuse_secrets([*files, Outgoing(README, str(card).encode())], folder, to, key, hub.token)
     found = found_or_made(hub, to)
@@ -64,18 +65,27 @@ def share(
         raise ValueError(f"on the Hub, {to.repo_id}: {error}") from error
     ours = {file.path_in_repo for file in files}
     change = Change(hub, to, found, files, [p for p in found.files if _SHARD.fullmatch(p) and p not in ours])
-    change.make_branch()
-    commit = found.head
-    if not change.is_none:
-        commit, _ = change.commit(f"Share soft targets of {num_rows:,} rows, kept with hf_distill")
-    return Published(
-        repo_id=to.repo_id,
-        commit=commit,
-        url=f"{hub.api.endpoint}/{to.page}/tree/{to.branch}",
-        files=tuple(file.path_in_repo for file in change.changed),
-        removed=tuple(change.removed),
-        remarks=tuple(change.remarks),
-    )
+    return change.settle(f"Share soft targets of {num_rows:,} rows, kept with hf_distill")
+
+
+def preview(
+    folder: Path,
+    to: Destination,
+    *,
+    key: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    num_rows: int,
+    token: str | None = None,
+) -> list[Outgoing]:
+    """Return what `share` would send into an empty data set; the Hub is not asked.
+
+    Raises:
+        ValueError: the soft targets are not fit to go out.
+    """
+    files = outgoing(folder, key, facts)
+    card = Outgoing(README, merge(None, _card(files, to, key, facts, num_rows)).encode())
+    _refuse_secrets([*files, card], folder, to, key, token or os.environ.get("HF_TOKEN"))
+    return [card, *files]
 
 
 def outgoing(folder: Path, key: Mapping[str, Any], facts: Mapping[str, Any]) -> list[Outgoing]:
@@ -113,15 +123,16 @@ def _text(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values, indent=2, sort_keys=True) + "\n").encode()
 
 
+def _card(
+    files: list[Outgoing], to: Destination, key: Mapping[str, Any], facts: Mapping[str, Any], num_rows: int
+) -> DatasetCard:
+    size = sum(file.size for file in files if file.path_in_repo not in (KEY, FACTS))
+    return target_card(key, facts, num_rows=num_rows, num_bytes=size, repo_id=to.repo_id)
+
+
 def _refuse_secrets(
     files: list[Outgoing], folder: Path, to: Destination, key: Mapping[str, Any], token: str | None
 ) -> None:
-    public = {word for text in (to.repo_id.partition("/")[0], *(key["labels"] or [])) for word in str(text).split()}
-    findings = scan(files, token=token, public=public)
-    if findings:
-        shown = "; ".join(map(str, findings[:SHOWN]))
-        more = f" and {len(findings) - SHOWN} more" if len(findings) > SHOWN else ""
-        raise ValueError(
-            f"nothing was sent, these must not be published: {shown}{more}. Make the soft targets of {folder} anew "
-            "from models, data and labels whose names are nobody's"
-        )
+    public = (to.repo_id.partition("/")[0], *map(str, key["labels"] or []))
+    remedy = f"Make the soft targets of {folder} anew from models, data and labels whose names are nobody's"
+    refuse_secrets(files, token=token, public=public, remedy=remedy)
