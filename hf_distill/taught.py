@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
@@ -29,9 +29,11 @@ from hf_distill.teachers.assembling import (
     stated_problem_type,
     views_of,
 )
-from hf_distill.teachers.frozen import check_logits
+from hf_distill.teachers.frozen import FrozenTeacher, check_logits
 from hf_distill.teachers.given import refuse_empty_column
 from hf_distill.teachers.quality import TeacherQuality, measure_quality
+from hf_distill.teachers.remembering import Remembered
+from hf_distill.teachers.several import SeveralTeachers
 from hf_distill.teachers.teaching import TEACHER_INPUTS, Teaching
 
 logger = logging.get_logger(__name__)
@@ -78,6 +80,7 @@ class TaughtTrainer(ResumableTrainer):
         self.teacher: Any = None
         self.teacher_quality: TeacherQuality | None = None
         self._teaching: Teaching | None = None
+        self._remembered = Remembered()
         self._raw_columns: list[str] = []
         self._views = Views([], [], [], [])
         self._problem_type: ProblemType | None = None
@@ -180,6 +183,20 @@ class TaughtTrainer(ResumableTrainer):
         present = [mask for mask in masks if mask is not None]
         return reduce(torch.logical_and, present) if present else None
 
+    def _pending(self, inputs: Mapping[str, Any], *, is_trained_on: bool) -> Callable[[], list[Tensor]] | None:
+        """Begin to ask the teacher about a batch; None: there is none, or what it says has no weight.
+
+        A batch that is evaluated comes again in the next evaluation, and is asked about once. Parts of a teacher that
+        is split over processes must be run by all of them, whatever each remembers.
+        """
+        has_weight = is_trained_on or self.args.last_alpha < 1 or inputs.get("labels") is None
+        if self._teaching is None or not has_weight:
+            return None
+        is_run_here = isinstance(self._teaching, FrozenTeacher | SeveralTeachers)
+        if is_trained_on or not is_run_here or self.args.teacher_placement == "sharded":
+            return self._teaching.start(inputs)
+        return self._remembered.start(self._teaching, inputs)
+
     def _teacher_logits(
         self, pending: Callable[[], list[Tensor]], temperature: float, problem_type: ProblemType
     ) -> Tensor:
@@ -211,7 +228,7 @@ class TaughtTrainer(ResumableTrainer):
 
     def _examine_teacher(self) -> None:
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
-            judged, labels = self._ask_teacher(self.get_eval_dataloader(name))
+            judged, labels = self._ask_teacher(self.get_eval_dataloader(name), is_remembered=True)
             if labels is None:
                 continue
             problem_type = self._resolve_problem_type(labels)
@@ -256,29 +273,40 @@ class TaughtTrainer(ResumableTrainer):
         judged, labels = self._ask_teacher(self.get_test_dataloader(dataset))
         return {who: logits.numpy() for who, logits in judged.items()}, None if labels is None else labels.numpy()
 
-    def _ask_teacher(self, batches: Iterable[dict[str, Any]]) -> tuple[dict[str, Tensor], Tensor | None]:
+    def _ask_teacher(
+        self, batches: Iterable[dict[str, Any]], *, is_remembered: bool = False
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         assert self._teaching is not None
-        all_logits: dict[str, Any] = {}
-        all_labels = None
+        all_logits: dict[str, list[Tensor]] = {}
+        all_labels: list[Tensor] = []
         with torch.random.fork_rng(devices=[]):  # a data loader draws a seed, and training must not notice
             for inputs in batches:
                 inputs = self._prepare_inputs(inputs)
                 labels, mask = inputs.get("labels"), self._soft_mask(inputs)
                 with self.accelerator.autocast():
-                    members = self._teaching.start(inputs)()
+                    remembered = self._pending(inputs, is_trained_on=False) if is_remembered else None
+                    members = (remembered or self._teaching.start(inputs))()
                 problem_type = self._resolve_problem_type(labels)
                 for who, logits in self._teaching.judged([each.float() for each in members], problem_type).items():
                     check_logits(logits)
-                    gathered = self._gathered(logits)
-                    known = all_logits.get(who)
-                    all_logits[who] = gathered if known is None else nested_concat(known, gathered)
+                    all_logits.setdefault(who, []).append(self._gathered(logits))
                 if labels is not None:
                     if mask is not None:
                         mask = mask.view(*mask.shape, *[1] * (labels.dim() - mask.dim()))
                         labels = labels.masked_fill(~mask, MISSING_LABEL)
-                    gathered = self._gathered(labels)
-                    all_labels = gathered if all_labels is None else nested_concat(all_labels, gathered)
-        return all_logits, all_labels
+                    all_labels.append(self._gathered(labels))
+        judged = {who: self._joined(parts) for who, parts in all_logits.items()}
+        return judged, self._joined(all_labels) if all_labels else None
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        """Put batches together, those of fewer tokens filled up with -100."""
+        if self._is_token_level:
+            width = max(part.shape[1] for part in parts)
+            parts = [
+                F.pad(part, (*(0, 0) * (part.dim() - 2), 0, width - part.shape[1]), value=MISSING_LABEL)
+                for part in parts
+            ]
+        return torch.cat(parts)
 
     def _gathered(self, values: Tensor) -> Tensor:
         """Return all processes' rows, on the CPU."""

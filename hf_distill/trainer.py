@@ -12,6 +12,7 @@ from hf_distill.objective.losses import MISSING_LABEL, ProblemType, label_loss, 
 from hf_distill.published import PublishedTrainer
 from hf_distill.taught import REPEATED_ROWS
 from hf_distill.teachers.loading import logits_of
+from hf_distill.teachers.remembering import Remembered
 
 
 class LossSums(NamedTuple):
@@ -96,7 +97,7 @@ class DistillationTrainer(PublishedTrainer):
             num_items_in_batch: two counts, of soft targets and of labels, over all micro-batches and processes, as
                 `_get_num_items_in_batch` makes them. None: this batch is all there is.
         """
-        pending = None if self._teaching is None else self._teaching.start(inputs)
+        pending = self._pending(inputs, is_trained_on=model.training)
         outputs = model(**self._student_inputs(inputs))
         sums = self._loss_sums(outputs, inputs, pending, self._temperature(model.training))
         if not model.training:
@@ -136,11 +137,10 @@ class DistillationTrainer(PublishedTrainer):
         problem_type = self._resolve_problem_type(labels)
         num_rows = logits.shape[0]
         zeros = logits.new_zeros(num_rows, dtype=torch.promote_types(logits.dtype, torch.float32))
-        soft, num_soft, label, num_labels = zeros, zeros + 1, zeros, zeros
-        mask = self._soft_mask(inputs)
-        if mask is not None:
-            num_soft = mask.reshape(num_rows, -1).sum(-1)
+        soft, num_soft, label, num_labels = zeros, zeros, zeros, zeros
         if pending is not None:
+            mask = self._soft_mask(inputs)
+            num_soft = zeros + 1 if mask is None else mask.reshape(num_rows, -1).sum(-1)
             teacher_logits = self._teacher_logits(pending, temperature, problem_type)
             values = soft_target_loss(logits, teacher_logits, temperature, problem_type)
             values = values if mask is None else values.masked_fill(~mask, 0.0)
@@ -212,7 +212,8 @@ class DistillationTrainer(PublishedTrainer):
         """Train the student; see `Trainer.train`.
 
         Before the first step the teacher is run once over the evaluation set, if there is one with labels
-        (`teacher_quality` holds what was found, of several sets the last); a resumed run does not repeat it. With
+        (`teacher_quality` holds what was found, of several sets the last); a resumed run does not repeat it. What it
+        says is remembered, so that evaluations during the training do not run it again. With
         `precompute_teacher_logits` it is run over all rows that `teacher_logits_dir` lacks, and then let go: `teacher`
         is None from there on.
 
@@ -225,6 +226,7 @@ class DistillationTrainer(PublishedTrainer):
         self._teacher_was_checked = False
         self._reset_loss_parts()
         self._num_ops_of_input = None
+        self._remembered = Remembered()
         if self._teaching is not None and self.eval_dataset is not None and not resume_from_checkpoint:
             self._examine_teacher()
         self._num_unusable.zero_()
@@ -305,7 +307,8 @@ class DistillationTrainer(PublishedTrainer):
             )
             if self._teaching is not None and num_soft:
                 output.metrics[f"{metric_key_prefix}_soft_loss"] = soft_mean
-            elif self._teaching is not None:  # the label loss with its small weight would pass for a good student's
+            elif self._teaching is not None and self.args.last_alpha < 1:
+                # The label loss with its small weight would pass for a good student's.
                 del output.metrics[f"{metric_key_prefix}_loss"]
             if num_labels:
                 output.metrics[f"{metric_key_prefix}_label_loss"] = label_mean

@@ -327,6 +327,48 @@ class TestLoss:
         hard = label_loss(logits, labels, types[kind]).sum() / label_mask(labels, types[kind]).sum()
         assert found == pytest.approx(float(0.3 * hard + 0.7 * soft), rel=1e-5)
 
+    def test_evaluations_in_a_training_do_not_run_the_teacher_again(self):
+        """A teacher that is run over all of the evaluation set in each epoch, to say what it has said before."""
+        rows, eval_rows = tiny.text_rows(8), tiny.text_rows(7)
+        asked, found = [], {}
+        for kind in ("one", "several"):
+            teachers = [tiny.bert(1)] if kind == "one" else [tiny.bert(1), tiny.bert(2)]
+            for teacher in teachers:
+                teacher.register_forward_pre_hook(
+                    lambda module, args, kwargs: asked.append(len(kwargs["input_ids"])), with_kwargs=True
+                )
+            made = trainer(
+                tiny.bert(0),
+                teachers if len(teachers) > 1 else teachers[0],
+                rows,
+                eval_rows=eval_rows,
+                eval_strategy="epoch",
+                num_train_epochs=3,
+                per_device_eval_batch_size=4,
+            )
+            made.train()
+            assert sum(asked) == len(teachers) * (len(eval_rows) + 3 * len(rows)), kind
+            found = made.evaluate()
+            assert sum(asked) == len(teachers) * (len(eval_rows) + 3 * len(rows)), kind
+            fresh = trainer(made.model, teachers if len(teachers) > 1 else teachers[0], eval_rows=eval_rows)
+            assert fresh.evaluate()["eval_loss"] == pytest.approx(found["eval_loss"], rel=1e-5), kind
+            asked.clear()
+            made.evaluate(tiny.text_rows(7, seed=5))
+            assert sum(asked) == len(teachers) * 7
+            asked.clear()
+
+    def test_a_teacher_without_weight_is_not_run_in_evaluations(self):
+        """Forward passes of a large model, multiplied by zero; a soft loss of zero that looks like agreement."""
+        teacher, rows = tiny.bert(1), [row for row in tiny.text_rows(12) if int(row["labels"]) != -100]
+        made = trainer(tiny.bert(0), teacher, rows, alpha=0.1, alpha_end=1.0, schedule="linear", eval_rows=rows)
+        teacher.register_forward_pre_hook(lambda *_: pytest.fail("the teacher is run"))
+        found = made.evaluate()
+        assert found["eval_loss"] == found["eval_label_loss"]
+        assert "eval_soft_loss" not in found
+        unlabelled = [{name: value for name, value in row.items() if name != "labels"} for row in rows]
+        with pytest.raises(pytest.fail.Exception):
+            made.evaluate(unlabelled)
+
     def test_evaluation_loss_of_tokens_is_that_of_the_whole_set(self):
         """Rows have different numbers of tokens, and padding is none."""
         student, teacher = tiny.bert_for_tokens(0), tiny.bert_for_tokens(1)
