@@ -449,7 +449,10 @@ def benches(arguments: argparse.Namespace) -> Iterator[tuple[str, Bench]]:
 
 def main() -> None:
     """Print the tables."""
-    arguments = parser_of(__doc__).parse_args()
+    parser = parser_of(__doc__)
+    arguments = parser.parse_args()
+    if arguments.compile and arguments.rows <= COMPILING_STEPS * arguments.batch:
+        parser.error(f"--compile: the first {COMPILING_STEPS} batches are not timed, --rows must be more than these")
     prepare(arguments)
     for name, bench in benches(arguments):
         bench.go_round()  # not counted: it finds and fills what later rounds share

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 import hf_distill
 from hf_distill.checks import check_what_is_kept
+from hf_distill.config import TEACHER_LOGITS_DTYPES
 from hf_distill.data.collate import TeacherViews
 from hf_distill.data.identity import (
     LABEL_COLUMNS,
@@ -171,6 +172,8 @@ class AnsweringTrainer(TaughtTrainer):
             "columns": columns_of(dataset, columns),
             "logits": {"dtype": self._dtype_kept(), "top_k": self.args.teacher_logits_top_k},
             "student_processor": processor_settings(self.processing_class) if reads_student else None,
+            # Of a pair the order, which rows that are known by their columns' names do not tell.
+            "teacher_columns": list(self._raw_columns) if self._views.processors else None,
             "teachers": teachers_key(self._teaching, self._views.processors, lengths),
             ABOUT: {
                 "hf_distill": hf_distill.__version__,
@@ -181,8 +184,13 @@ class AnsweringTrainer(TaughtTrainer):
         }
 
     def _dtype_kept(self) -> str:
+        if self.args.teacher_logits_dtype is not None:
+            return self.args.teacher_logits_dtype
+        there = (read_key(self._folder) or {}).get("logits") if shards_in(self._folder) else None
+        if isinstance(there, Mapping) and there.get("dtype") in TEACHER_LOGITS_DTYPES:
+            return str(there["dtype"])
         # Of a number that is large, float16 has no more than three digits; of logits that is enough.
-        return self.args.teacher_logits_dtype or ("float32" if self._problem_type == "regression" else "float16")
+        return "float32" if self._problem_type == "regression" else "float16"
 
     def _settle_problem_type(self, dataset: Any) -> None:
         if self._problem_type is None:
@@ -312,12 +320,18 @@ class AnsweringTrainer(TaughtTrainer):
                     self._rows(each, view, rows),
                     self._ask,
                     writer,
-                    batch_size=self.args.teacher_logits_batch_size or 4 * self.args.train_batch_size,
+                    batch_size=self._num_rows_at_once,
                     num_workers=self.args.dataloader_num_workers,
                     share=share,
                     progress=progress,
                 )
             writer.flush()
+
+    @property
+    def _num_rows_at_once(self) -> int:
+        # Without a graph to keep, the teacher has room for more rows than the student. It is on one device, also where
+        # `train_batch_size` is that of several.
+        return self.args.teacher_logits_batch_size or 4 * self.args.per_device_train_batch_size
 
     def _rows(self, known: Known, view: int, numbers: np.ndarray) -> Rows:
         dataset, collator = self._readable(known.dataset)
@@ -341,8 +355,14 @@ class AnsweringTrainer(TaughtTrainer):
     def _ask(self, inputs: dict[str, Any]) -> tuple[list[Tensor], Tensor | None]:
         assert self._teaching is not None
         inputs = self._prepare_inputs(inputs)
-        with self.accelerator.autocast():
-            return self._teaching.start(inputs)(), self._teaching.mask(inputs)
+        try:
+            with self.accelerator.autocast():
+                return self._teaching.start(inputs)(), self._teaching.mask(inputs)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"the teacher's memory was not enough for {self._num_rows_at_once} rows at once: set "
+                f"teacher_logits_batch_size below that ({' '.join(str(error).split())[:200]})"
+            ) from error
 
     def _compare(self, known: Known, before: np.ndarray, targets: SoftTargets, key: dict[str, Any]) -> None:
         """Ask about a few rows again, of all lengths: some whose soft targets were there before, some of the others.
@@ -366,8 +386,17 @@ class AnsweringTrainer(TaughtTrainer):
         )
         tolerance = _TOLERANCE if is_exact else _TOLERANCE_OF_HALF
         alone = answers_of(rows, self._ask, alone=True)
+        change = distance(answers_of(rows, self._ask, alone=True), alone)
+        if change > tolerance:
+            raise ValueError(
+                f"asked twice about the same row, the teacher says another thing, by up to {change:.2g} of the largest "
+                "logit, so nothing that it says can be kept: the data collator, or the teacher, draws random numbers. "
+                "Augment rows in the data set's `set_epoch` alone, with teacher_logits_views, or leave "
+                "precompute_teacher_logits out"
+            )
         spread = distance(answers_of(rows, self._ask), alone)
         if spread > tolerance:
+            tolerance = 2 * spread  # what is kept was said in batches
             warnings.warn(
                 f"what the teacher says of a row depends on the other rows of its batch, by up to {spread:.2g} of the "
                 "largest logit: padding is not masked, or moves the positions of tokens (padding on the left). The "
@@ -375,7 +404,6 @@ class AnsweringTrainer(TaughtTrainer):
                 UserWarning,
                 stacklevel=2,
             )
-            return
         kept = targets.fetch(targets.find(known.digests[0, numbers]))
         off = distance(kept, alone, self.args.teacher_logits_top_k)
         if off > tolerance:

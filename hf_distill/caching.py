@@ -64,7 +64,7 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
         stages.begin(needs_labels=False)
         members = stages.teachers()
         folder = targets_folder(stages)
-        before = {file.name for file in shards_in(folder)}
+        before = {(file.name, file.stat().st_mtime_ns) for file in shards_in(folder)}  # one that is mended has its name
         start = time.perf_counter()
         said = judged(stages, members, is_asked=True)
         seconds = time.perf_counter() - start
@@ -84,7 +84,7 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
         folder=folder,
         num_rows=len(SoftTargets(folder)),
         num_bytes=sum(file.stat().st_size for file in files),
-        num_asked=sum(_num_rows(file) for file in files if file.name not in before),
+        num_asked=sum(_num_rows(file) for file in files if (file.name, file.stat().st_mtime_ns) not in before),
         seconds=seconds,
         metrics=metrics,
         objection=objection,

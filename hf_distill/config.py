@@ -138,7 +138,10 @@ class DistillationConfig(TrainingArguments):
     )
     teacher_logits_dtype: str | None = field(
         default=None,
-        metadata={"help": "Type in which logits are kept: float16 or float32. Unset: float16, float32 for regression."},
+        metadata={
+            "help": "Type in which logits are kept: float16 or float32. Unset: that of those that are there, else "
+            "float16, float32 for regression."
+        },
     )
     teacher_logits_top_k: int | None = field(
         default=None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -203,8 +204,7 @@ class PrecomputedTrainer(AnsweringTrainer):
             if self.args.teacher_placement != "sharded" and not is_spread and not is_quantized(model):
                 model.to(origin)
         self._origins = []
-        if torch.accelerator.is_available():
-            torch.accelerator.memory.empty_cache()
+        clear_device_cache()
 
     def _teacher_columns(self) -> set[str]:
         return set() if self._is_let_go else super()._teacher_columns()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from hf_distill.config import DistillationConfig
 from hf_distill.data.collate import TeacherViews, guess_columns
 from hf_distill.data.target_columns import SoftTargetColumns
 from hf_distill.data.vision import TEACHER_PIXELS
+from hf_distill.data.with_targets import CACHED_LOGITS
 from hf_distill.objective.losses import MISSING_LABEL, ProblemType, token_mask
 from hf_distill.resuming import ResumableTrainer
 from hf_distill.teachers.assembling import (
@@ -30,7 +32,7 @@ from hf_distill.teachers.assembling import (
     views_of,
 )
 from hf_distill.teachers.frozen import FrozenTeacher, check_logits
-from hf_distill.teachers.given import refuse_empty_column
+from hf_distill.teachers.given import SOFT_TARGET_COLUMNS, refuse_empty_column
 from hf_distill.teachers.quality import TeacherQuality, measure_quality
 from hf_distill.teachers.remembering import Remembered
 from hf_distill.teachers.several import SeveralTeachers
@@ -171,6 +173,14 @@ class TaughtTrainer(ResumableTrainer):
         withheld = {"labels", TEACHER_INPUTS, REPEATED_ROWS}
         withheld |= set() if self._teaching is None else self._teaching.own_entries
         return {name: value for name, value in inputs.items() if name not in withheld}
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared = super()._prepare_inputs(inputs)
+        if self.is_deepspeed_enabled:  # the parent converts all that floats to the type of the student's weights
+            for name in (CACHED_LOGITS, *SOFT_TARGET_COLUMNS):
+                if name in inputs:
+                    prepared[name] = send_to_device(inputs[name], self.args.device)
+        return prepared
 
     def _soft_mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """Tell which rows, or tokens, have soft targets; None: all."""

@@ -120,6 +120,18 @@ class TestCommand:
         assert code == 2
         assert "training.precompute_teacher_logits: 'unset' -> True" in err
 
+    def test_what_is_mended_was_asked_about(self, command):
+        """`no row, all were there`, where the teacher had to say all of it again."""
+        recipe = recipe_file(digits_recipe(baseline=False))
+        assert command("cache", recipe)[0] == 0
+        (shard,) = Path(TARGETS).glob("*.safetensors")
+        content = shard.read_bytes()
+        shard.write_bytes(content[:-8])
+        code, out, _ = command("cache", recipe)
+        assert code == 0
+        assert shard.read_bytes() == content
+        assert "was asked about 850 rows" in out
+
     def test_the_folder_that_the_recipe_names_is_filled(self, command):
         """Two places for one thing."""
         training = {**SMALL, "num_train_epochs": 1, "precompute_teacher_logits": True, "teacher_logits_dir": "kept"}

@@ -24,7 +24,7 @@ MAY_USE: dict[str, set[str]] = {
     "teachers": {"objective", "data", "models"},
     "checks": {"config", "objective"},
     "taught": {"config", "checks", "data", "objective", "resuming", "teachers"},
-    "answering": {"checks", "data", "taught", "teachers"},
+    "answering": {"checks", "config", "data", "taught", "teachers"},
     "precomputed": {"answering", "data", "teachers"},
     "facts": {"config", "environment", "evaluation.results", "lineage", "publishing.trainer_card", "teachers"},
     "published": {"facts", "precomputed", "publishing"},

@@ -10,6 +10,7 @@ import sys
 import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -463,6 +464,53 @@ class TestAsking:
             teacher_logits_dtype=None,
         )
         assert SoftTargets(Path("other")).key["logits"]["dtype"] == "float32"
+
+    def test_a_folder_goes_on_in_the_type_that_it_has(self):
+        """Soft targets refused for a type that nobody has named."""
+        filled(rows=ragged().select(range(6)))
+        made = trainer(tiny.bert(1, **WIDE), ragged(), kept=FOLDER, collator=padding(), teacher_logits_dtype=None)
+        made.precompute_teacher_logits()
+        assert len(shards_in()) == 2
+        assert SoftTargets(Path(FOLDER)).key["logits"]["dtype"] == "float32"
+        check_all(FOLDER, ragged())
+
+    def test_rows_at_once_are_those_of_one_device(self):
+        """Eight GPUs in one process, and one of them gets the rows of all: it runs out of memory."""
+        made = trainer(tiny.bert(1, **WIDE), ragged(40), kept=FOLDER, collator=padding())
+        made.args._n_gpu = 8
+        assert made.args.train_batch_size == 32
+        numbers = []
+        made.teacher.register_forward_hook(lambda model, args, output: numbers.append(len(output.logits)))
+        made.precompute_teacher_logits()
+        assert max(numbers) == 16
+
+    def test_too_many_rows_at_once_for_the_memory_name_the_setting(self):
+        """A page of CUDA's words, and nothing that says what to change."""
+        made = trainer(tiny.bert(1, **WIDE), ragged(), kept=FOLDER, collator=padding())
+
+        def fail(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20.00 GiB.")
+
+        made.teacher.register_forward_pre_hook(fail)
+        with pytest.raises(
+            ValueError, match=r"not enough for 16 rows at once: set teacher_logits_batch_size .*\. Tried to allocate 20"
+        ):
+            made.precompute_teacher_logits()
+
+    def test_deepspeed_leaves_soft_targets_in_their_type(self, monkeypatch):
+        """Regression targets of three digits: `Trainer` converts all numbers of a batch to the student's type."""
+        rows = tiny.text_rows(4, "regression")
+        problem = {"problem_type": "regression"}
+        made = trainer(tiny.bert(1, **problem), rows, kept=FOLDER, student=tiny.bert(0, **problem))
+        made.precompute_teacher_logits()
+        (batch,) = made.get_train_dataloader()
+        settings = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
+        monkeypatch.setattr(type(made.accelerator.state), "deepspeed_plugin", settings)
+        made.is_deepspeed_enabled = True
+        prepared = made._prepare_inputs(batch)
+        assert prepared["labels"].dtype == torch.bfloat16
+        assert torch.equal(prepared[CACHED_LOGITS][0], batch[CACHED_LOGITS][0])
+        assert prepared[CACHED_LOGITS][0].dtype == torch.float32
 
     def test_worker_processes_read_and_train_the_same(self):
         """Rows in another order; or a data set that a worker process cannot have."""
@@ -994,6 +1042,36 @@ class TestNeverStale:
             ValueError, match=r"are not what the teacher says of these rows now .* the data collator, or"
         ):
             trainer(tiny.bert(1, **WIDE), ragged(), kept=FOLDER, collator=clipping).train()
+
+    def test_a_collator_that_draws_random_numbers_is_refused(self):
+        """One answer kept to rows that are others in each epoch; a hint at padding, which is not the reason."""
+        generator = torch.Generator().manual_seed(0)
+
+        def noisy(rows):
+            batch = padding()(rows)
+            drawn = torch.randint(5, 12, batch["input_ids"].shape, generator=generator)
+            return {**batch, "input_ids": drawn * batch["attention_mask"]}
+
+        made = trainer(tiny.bert(1, **WIDE), ragged(), kept=FOLDER, collator=noisy)
+        with pytest.raises(ValueError, match=r"asked twice about the same row, .* draws random numbers"):
+            made.precompute_teacher_logits()
+        assert made.teacher is not None
+
+    def test_a_pair_in_another_order_is_another_text(self):
+        """Premise and hypothesis: rows known by their columns' names say nothing of which the teacher reads first."""
+        rows = sentence_rows()
+        rows = rows.add_column("second", [f"{text} {text}" for text in rows["text"]])
+        given = own_tokenizer(collator=padding())
+
+        def filled_from(*columns):
+            teacher = tiny.bert(1, **WIDE, vocab_size=400)
+            made = trainer(teacher, rows, kept=FOLDER, teacher_input_columns=list(columns), **given)
+            made.precompute_teacher_logits()
+
+        filled_from("text", "second")
+        filled_from("text", "second")
+        with pytest.raises(ValueError, match=r'teacher_columns.0 is "text" there and "second" here'):
+            filled_from("second", "text")
 
     def test_a_teacher_that_depends_on_the_batch_is_warned_of(self):
         """Soft targets of a row that are another batch's: padding that is not masked."""

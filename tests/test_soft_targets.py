@@ -16,6 +16,7 @@ import safetensors.numpy
 import tiny
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 
 from hf_distill.teachers import shards
 from hf_distill.teachers.cache_key import check_key, read_key, weights_digest, write_key
@@ -265,6 +266,15 @@ class TestFaults:
         with held(tmp_path):
             assert not list(tmp_path.glob("*.part"))
         assert len(SoftTargets(tmp_path)) == 1
+
+    def test_a_folder_that_cannot_be_held_is_let_go_at_once(self, tmp_path):
+        """In a notebook, which keeps the error, the next try waits for itself for ever."""
+        (tmp_path / ".builder").mkdir()
+        with pytest.raises(ValueError, match="cannot write") as kept, held(tmp_path):
+            pass
+        (tmp_path / ".builder").rmdir()
+        FileLock(tmp_path / ".lock").acquire(timeout=0).lock.release()
+        assert kept.value is not None
 
     def test_a_file_that_cannot_be_written_whole_leaves_no_half(self, tmp_path, monkeypatch):
         """A full disk: half a shard under a name that promises a whole one."""

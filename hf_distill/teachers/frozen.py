@@ -58,6 +58,7 @@ class FrozenTeacher:
         self.device = place(model, placement, device=device, dtype=wanted, accelerator=accelerator, student=student)
         self.model = model
         self._forward: Any = model if compilation is None else torch.compile(model, **compilation)
+        self._is_compiled = hasattr(self._forward, "_orig_mod")
         self.inputs = forward_parameters(model)
         inputs_of_student = forward_parameters(student)
         is_alike = view is None and bool(inputs_of_student)
@@ -119,7 +120,10 @@ class FrozenTeacher:
             self.model.eval()
         with torch.no_grad(), self._autocast():
             outputs: Any = self._forward(**transfer.finish())
-            logits = transfer.back(logits_of(outputs))
+            logits = logits_of(outputs)
+            if self._is_compiled:  # into CUDA graphs, its outputs are overwritten when it is run again
+                logits = logits.clone()
+            logits = transfer.back(logits)
             if self._columns is not None:
                 logits = logits.index_select(-1, self._columns)
             return logits if positions is None else select_positions(logits, positions)[0]
@@ -161,8 +165,8 @@ def check_logits(logits: Tensor) -> None:
     if bool(unusable.any()):
         raise ValueError(
             f"the teacher's logits are NaN or infinite in {int(unusable.sum())} of {logits.numel()} places: its "
-            "weights are damaged, or teacher_dtype is too narrow for it (float16 overflows above 65504; use bfloat16 "
-            "or float32)"
+            "weights are damaged, or teacher_dtype or the run's mixed precision is too narrow for it (float16 "
+            "overflows above 65504; use bfloat16, bf16=True in the place of fp16=True, or float32)"
         )
 
 

@@ -33,9 +33,9 @@ def held(path: Path) -> Iterator[None]:
     Raises:
         ValueError: the folder cannot be written.
     """
+    lock = FileLock(path / _LOCK)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / _LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -45,6 +45,7 @@ def held(path: Path) -> Iterator[None]:
             part.unlink()
         (path / _BUILDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
     except OSError as error:
+        lock.release()
         raise _unwritable(path, error) from error
     try:
         yield
