@@ -223,6 +223,9 @@ class AnsweringTrainer(TaughtTrainer):
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.args.device), reduction="sum"))
 
+    def _give_sign(self) -> None:
+        self._is_so_for_any(True)
+
     def _opened(self, key: dict[str, Any], *, must_exist: bool = False) -> SoftTargets | None:
         found = read_key(self._folder)
         # A folder without any soft targets is anyone's: its builder has failed at once.
@@ -236,11 +239,15 @@ class AnsweringTrainer(TaughtTrainer):
         with contextlib.ExitStack() as stack:
             if self.accelerator.is_main_process:
                 try:
-                    stack.enter_context(held(self._folder))
+                    # The others wait for a sign of this one no longer than their group's timeout: `ddp_timeout`.
+                    stack.enter_context(held(self._folder, while_waiting=self._give_sign))
                 except ValueError as error:
                     raise ValueError(f"{error} {num_missing} rows have no soft targets there.") from error
                 self._make_ready(key)
-            self.accelerator.wait_for_everyone()
+                self._is_so_for_any(False)
+            else:
+                while self._is_so_for_any(False):
+                    pass
             targets = self._opened(key, must_exist=True)
             if targets is None:
                 raise ValueError(

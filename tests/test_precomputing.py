@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import weakref
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +19,11 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset, Features, Value, concatenate_datasets
+from filelock import FileLock
 from peft import LoraConfig, get_peft_model
 from test_own_inputs import byte_level
 from test_vision import encoded
+from torch import distributed
 from transformers import (
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
@@ -1338,6 +1341,7 @@ def flushed_at_once(path, layout):
 # ---- Several processes ----
 
 KINDS = ("rows", "tokens", "sharded")
+TIMEOUT_SECONDS = 6
 
 
 def train_in_processes(kind: str, batch_size: int, folder: Path) -> None:
@@ -1378,7 +1382,7 @@ def test_two_processes_share_the_work_and_each_reads_all_of_it(tmp_path):
         found = [json.loads((several / f"{kind}-{process}.json").read_text()) for process in range(2)]
         assert found[0]["losses"] == pytest.approx(expected["losses"], rel=1e-4), kind
         assert found[0]["eval_soft_loss"] == pytest.approx(expected["eval_soft_loss"], rel=1e-3), kind
-        compared = 2 * (4 + 4)  # alone and together, of each data set
+        compared = 3 * (4 + 4)  # twice alone and once together, of each data set
         num_rows = expected["asked"] - compared
         rows = ragged(29, "token" if kind == "tokens" else "single")
         assert num_rows == len({tuple(row["input_ids"]) for row in rows})  # two of the tokens' rows are alike
@@ -1399,8 +1403,40 @@ def test_processes_that_share_no_folder_are_told(tmp_path):
     assert "and this one does not see them: the folder must be one that all machines share" in run.stderr
 
 
+@pytest.mark.slow
+def test_processes_wait_together_for_another_builder(tmp_path):
+    """All but the main process give up after `ddp_timeout`, while a large teacher is at work elsewhere."""
+    (tmp_path / FOLDER).mkdir()
+    lock = FileLock(tmp_path / FOLDER / ".lock")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, "wait", str(tmp_path)]
+    with lock:
+        process = subprocess.Popen(
+            [sys.executable, *command, "-"],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        said = []
+        while not said or "waiting for" not in said[-1]:
+            said.append(process.stderr.readline())
+            assert process.poll() is None, "".join(said)
+        time.sleep(3 * TIMEOUT_SECONDS)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 0, "".join(said) + rest
+    assert len(SoftTargets(tmp_path / FOLDER)) == 13
+
+
 def main(mode: str, folder: Path, note: str) -> None:
     torch.set_num_threads(1)
+    if mode == "wait":
+        distributed.init_process_group(
+            "gloo", timeout=timedelta(seconds=TIMEOUT_SECONDS)
+        )  # on CPUs the setting is not heard
+        shards._SECONDS_BETWEEN_SIGNS = TIMEOUT_SECONDS / 3
+        made = trainer(tiny.bert(1), ragged(), kept=folder / FOLDER, collator=padding())
+        made.precompute_teacher_logits()
+        part_with_other_processes()
+        return
     if mode == "train":
         for kind in KINDS:
             train_in_processes(kind, 4, folder)

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,14 +21,19 @@ logger = logging.get_logger(__name__)
 
 _LOCK, _BUILDER, _PART = ".lock", ".builder", ".part"
 _FLUSH_SECONDS = 30.0
+_SECONDS_BETWEEN_SIGNS = 60.0
 _FLUSH_BYTES = 64 * 2**20
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
+def held(path: Path, while_waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Make a folder and hold it against other builders; wait for one that is at work in it.
 
     What a builder that was killed has left half written is removed.
+
+    Args:
+        path: the folder.
+        while_waiting: is called once a minute.
 
     Raises:
         ValueError: the folder cannot be written.
@@ -40,7 +45,11 @@ def held(path: Path) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             logger.warning(f"teacher_logits_dir: waiting for {_builder(path)}, which fills {path}")
-            lock.acquire()
+            while not lock.is_locked:
+                with contextlib.suppress(Timeout):
+                    lock.acquire(timeout=_SECONDS_BETWEEN_SIGNS)
+                if while_waiting is not None and not lock.is_locked:
+                    while_waiting()
         for part in path.glob(f"*{_PART}"):
             part.unlink()
         (path / _BUILDER).write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
