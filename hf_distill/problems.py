@@ -183,8 +183,22 @@ OF_KEPT_TARGETS = (
     "teacher_logits_top_k",
     "teacher_logits_views",
 )
-# What may change as long as there are teachers alone: these are the same whatever it says.
+# What may change for those who make soft targets alone: teachers and students are the same whatever it says.
 NOT_OF_THE_TEACHERS = (*OF_KEPT_TARGETS, "allow_untrained_teacher")
+# What may change as long as there are teachers alone: it reaches neither a teacher's training nor what is kept of its
+# answers. What is not named here counts as the teachers', too: some fields (tf32, torch_compile) change the process.
+OF_THE_STUDENTS = (
+    *NOT_OF_THE_TEACHERS,
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim", "optim_args", "weight_decay", "max_grad_norm"),
+    *("alpha", "alpha_end", "temperature", "temperature_end", "schedule", "teacher_combination", "teacher_weights"),
+    *("eval_delay", "eval_on_start", "eval_steps", "eval_strategy"),
+    *("gradient_accumulation_steps", "per_device_eval_batch_size", "per_device_train_batch_size"),
+    *("gradient_checkpointing", "label_smoothing_factor", "neftune_noise_alpha", "train_sampling_strategy"),
+    *("greater_is_better", "load_best_model_at_end", "metric_for_best_model"),
+    *("learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"),
+    *("disable_tqdm", "logging_first_step", "logging_steps", "logging_strategy", "report_to", "run_name"),
+    *("save_steps", "save_strategy", "save_total_limit"),
+)
 # What moves, converts or reads with a teacher's model.
 _OF_A_MODEL = (
     "teacher_dtype",

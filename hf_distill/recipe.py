@@ -1,7 +1,8 @@
 """A recipe: the YAML file that says what is distilled into what, on which data, and how."""
 
+import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import yaml
 from pydantic import ValidationError
 
 from hf_distill.conflicts import conflicts
-from hf_distill.problems import NOT_OF_THE_TEACHERS, NUMBER, described, flat, numbers_as_text, training_problems
+from hf_distill.problems import (
+    NOT_OF_THE_TEACHERS,
+    NUMBER,
+    OF_THE_STUDENTS,
+    described,
+    flat,
+    numbers_as_text,
+    training_problems,
+)
 from hf_distill.schema import Recipe
 
 _BUNDLED = Path(__file__).parent / "recipes"  # in a wheel
@@ -129,20 +138,42 @@ def command_for(recipe: Recipe, name: str) -> str:
     return " ".join(["hf-distill train", name, *overrides])
 
 
-def differences(old: Recipe, new: Recipe, *, has_students: bool = True) -> list[str]:
+def differences(old: Recipe, new: Recipe, *, but: Callable[[str], bool] | None = None) -> list[str]:
     """List the settings in which two recipes differ, leaving out where the student goes, here and on the Hub.
 
     Args:
         old: one recipe.
         new: the other.
-        has_students: without one, what means nothing to the teachers (how soft targets are kept) is left out.
+        but: tells which settings, by their dotted keys, are left out besides.
     """
     before, after = (flat(recipe.model_dump(exclude=_NOT_OF_THE_TRAINING)) for recipe in (old, new))
     return [
         f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and (has_students or key.split(".")[-1] not in NOT_OF_THE_TEACHERS)
+        if before.get(key) != after.get(key) and not (but is not None and but(key))
     ]
+
+
+def is_of_kept_targets(key: str) -> bool:
+    """Tell whether a setting says how soft targets are kept, which is nothing to teachers or students."""
+    return _training_field(key) in NOT_OF_THE_TEACHERS
+
+
+def is_of_the_students(key: str) -> bool:
+    """Tell whether a setting is one of the students alone.
+
+    Which model a student is may still decide how a teacher without a processor of its own reads.
+    """
+    section, field = key.partition(".")[0], _training_field(key)
+    if field is None:
+        return section in ("student", "stages", "baseline")
+    return field in OF_THE_STUDENTS or (section == "stages" and field == "seed")  # the run's seed splits the data
+
+
+def _training_field(key: str) -> str | None:
+    """Return which field of a student's training a dotted key names, None if it names none."""
+    found = re.match(r"(?:stages\.\d+\.)?training\.([^.]+)", key)
+    return None if found is None else found[1]
 
 
 def _on_command_line(value: Any) -> str:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, set_seed
 
 from hf_distill.casting import Cast, Member, column_of, in_the_students_order
 from hf_distill.config import DistillationConfig
+from hf_distill.data.identity import processor_settings
 from hf_distill.data.labels import MISSING_LABEL
 from hf_distill.data.loading import Splits, fingerprint, load_rows, prepare_splits
 from hf_distill.evaluation.measuring import Metrics
@@ -123,9 +124,21 @@ class Stages:
             )
         if PartialState().is_main_process:
             known = fingerprint(self.splits, self.recipe.teachers[0].column)
-            self.workspace.begin(known if self.shared is None else f"{known} {self.shared.fingerprint}")
+            known = known if self.shared is None else f"{known} {self.shared.fingerprint}"
+            self.workspace.begin(known, self._reading_of_trained())
         PartialState().wait_for_everyone()
         return facts
+
+    def _reading_of_trained(self) -> dict[str, dict[str, Any]]:
+        """Tell how the teachers that are trained here read the data, by their stage."""
+        readers = {stage: self.inputs.reader(section) for stage, section in self.recipe.teacher_stages().items()}
+        return {
+            stage: {
+                "processor": processor_settings(reader.processor),
+                **{name: getattr(reader, name) for name in ("max_length", "segments", "num_channels")},
+            }
+            for stage, reader in readers.items()
+        }
 
     @property
     def first_student(self) -> tuple[str, Student]:

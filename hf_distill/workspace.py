@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from hf_distill.recipe import differences, read_resolved, to_yaml
+from hf_distill.recipe import differences, is_of_kept_targets, is_of_the_students, read_resolved, to_yaml
 from hf_distill.schema import SOFT_TARGETS, Recipe
-from hf_distill.teachers.cache_key import KEY_FILE
+from hf_distill.teachers.cache_key import KEY_FILE, key_differences
 
 _MARK = "# Written by hf-distill: all settings of the run in this folder.\n"
 _DATA = ".data_fingerprint"
+_READING = ".teachers_reading.json"
+_NOTES = ("recipe.yaml", _DATA, _READING)
 _STAGE = re.compile(r"teacher|student|baseline|(teacher|stage)-\d+")
 
 
@@ -73,11 +75,16 @@ class Workspace:
         workspace._leaves_no_trace = False
         return workspace
 
-    def begin(self, data_fingerprint: str) -> None:
+    def begin(self, data_fingerprint: str, reading: Mapping[str, Any]) -> None:
         """Make room for the run, and note its settings and data: from here on the folder is its own.
 
+        Args:
+            data_fingerprint: tells the data from others.
+            reading: in JSON's types, by its stage how each teacher that is trained reads them; other students may
+                change that.
+
         Raises:
-            ValueError: the folder holds work on other data.
+            ValueError: the folder holds work on other data, or teachers that were trained to read in another way.
         """
         noted = self.path / _DATA
         is_other = noted.exists() and noted.read_text(encoding="utf-8") != data_fingerprint
@@ -86,6 +93,9 @@ class Workspace:
                 f"output_dir: {self.path} holds a run on other data{self._or_other_targets()}, the recipe's have "
                 "changed since: choose another folder, or pass --overwrite to delete that run"
             )
+        has_students = _holds_students(self.path)
+        if not self._overwrite and not has_students:
+            self._refuse_other_reading(reading)
         if self._overwrite:
             self._refuse_targets_of_another()
             if self._recipe.teacher_stages() or self._is_of_another_teacher():
@@ -100,9 +110,23 @@ class Workspace:
         for stage in finished_stages(self.path):  # killed between its last two steps, `finish` leaves them
             shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
         self._leaves_no_trace = False
-        if not (self._makes_targets and _holds_students(self.path)):
+        if not (self._makes_targets and has_students):
             self._write("recipe.yaml", _MARK + to_yaml(self._recipe))
         self._write(_DATA, data_fingerprint)
+        if self._overwrite or not has_students:
+            self._write(_READING, json.dumps(reading))
+
+    def _refuse_other_reading(self, reading: Mapping[str, Any]) -> None:
+        """Raise ValueError if teachers were trained, or begun, on rows that were read in another way."""
+        if not (self.path / _READING).exists() or not _holds_work(self.path):
+            return
+        differing = key_differences(json.loads((self.path / _READING).read_text(encoding="utf-8")), reading)
+        if differing:
+            raise ValueError(
+                f"output_dir: {self.path} holds teachers that read in another way than beside this recipe's students "
+                f"({differing}): keep the students' models and processors, choose another folder, or "
+                "pass --overwrite to delete that run"
+            )
 
     def _or_other_targets(self) -> str:
         if self._recipe.teachers[0].logits is None:
@@ -273,21 +297,24 @@ def state_of(path: Path, recipe: Recipe) -> tuple[list[str] | None, list[str]]:
 def _differing(path: Path, recipe: Recipe, *, makes_targets: bool = False) -> list[str]:
     """List the settings in which a recipe differs from that of the run in a folder, as far as they matter there.
 
-    How soft targets are kept does not matter before there is a student, nor to who makes nothing else.
+    The students' settings do not matter before there is one, if it is noted how the teachers read; nor, to who makes
+    nothing else, how soft targets are kept.
     """
-    has_students = not makes_targets and _holds_students(path)
-    return differences(read_resolved(path / "recipe.yaml"), recipe, has_students=has_students)
+    but = is_of_kept_targets if makes_targets else None
+    if not _holds_students(path):
+        but = is_of_the_students if (path / _READING).exists() else is_of_kept_targets
+    return differences(read_resolved(path / "recipe.yaml"), recipe, but=but)
 
 
 def _entries(path: Path) -> list[Path]:
-    """Return what a run, of whatever recipe, may have written; its recipe and the mark of its data come first."""
+    """Return what a run, of whatever recipe, may have written; its notes about itself come first."""
     models = sorted(entry for entry in path.glob("*") if _STAGE.fullmatch(entry.name))
-    return [path / name for name in ("recipe.yaml", _DATA, "results.json", "stages", "checkpoints")] + models
+    return [path / name for name in (*_NOTES, "results.json", "stages", "checkpoints")] + models
 
 
 def _holds_work(path: Path) -> bool:
     """Tell whether a run has left more than its settings and empty folders: a checkpoint, a model, results."""
-    return any(file.is_file() for entry in _entries(path)[2:] for file in (entry, *entry.rglob("*")))
+    return any(file.is_file() for entry in _entries(path)[len(_NOTES) :] for file in (entry, *entry.rglob("*")))
 
 
 def _holds_students(path: Path) -> bool:

@@ -17,7 +17,7 @@ import transformers
 import yaml
 from safetensors.torch import load_file
 from sharing import TARGETS, asked_about, recipe_file
-from test_run import SMALL, digits_recipe, run, text_recipe
+from test_run import SMALL, digits_recipe, run, save_base, text_recipe
 from test_teachers_in_recipes import ensemble_recipe
 
 from hf_distill import cli
@@ -99,13 +99,44 @@ class TestCommand:
         assert Path("out/teacher/model.safetensors").stat().st_mtime_ns == stamp
         assert "precompute_teacher_logits" not in load_recipe("out/recipe.yaml").training
 
-    def test_other_settings_of_the_student_are_refused_as_ever(self, command):
-        """A student of one learning rate in a folder whose recipe says another."""
-        recipe = recipe_file(digits_recipe(baseline=False))
-        command("cache", recipe)
-        code, _, err = command("train", recipe, "training.learning_rate=0.5")
+    def test_other_students_learn_from_the_teachers_that_are_there_until_one_is_begun(self, command, monkeypatch):
+        """An hour's teachers to be trained again for one who tries another student; or a run of two students."""
+        recipe = text_recipe(training={**SMALL, "num_train_epochs": 2, **ANY})
+        first = recipe["teacher"]
+        recipe["teacher"] = [first, {**first, "training": {**first["training"], "seed": 1}}]
+        recipe_file({**recipe, "stages": [{"model": "base", "training": {"seed": 5}}]})
+        assert command("cache", "recipe.yaml")[0] == 0
+        before, teachers = shards(), [weights(stage=f"teacher-{number}") for number in (1, 2)]
+        stamps = [Path(f"out/teacher-{number}").stat().st_mtime_ns for number in (1, 2)]
+        count = asked_about(monkeypatch)
+        other = {**recipe, "student": {"from_teacher": {"layers": [1]}}, "baseline": False}
+        other["training"] |= {"num_train_epochs": 1, "temperature": 3.0, "precompute_teacher_logits": True}
+        code, out, err = command("cache", recipe_file(other), "training.learning_rate=0.5")
+        assert (code, err) == (0, "")
+        assert "was asked about no row, all were there (" in out
+        assert command("train", "recipe.yaml")[::2] == (0, "")
+        assert count.total <= 2 * 2 * 2 * COMPARED
+        assert shards() == before
+        assert all(same(weights(stage=f"teacher-{number}"), teachers[number - 1]) for number in (1, 2))
+        assert [Path(f"out/teacher-{number}").stat().st_mtime_ns for number in (1, 2)] == stamps
+        assert load_recipe("out/recipe.yaml") == load_recipe("recipe.yaml")
+        found = weights()
+        run({**other, "output_dir": "again"})
+        assert same(found, weights("again"))
+        for verb in ("train", "cache"):
+            code, _, err = command(verb, recipe_file(other), "training.temperature=4.0")
+            assert code == 2
+            assert "holds a run with other settings (training.temperature: 3.0 -> 4.0)" in err
+
+    def test_a_student_for_whom_the_teacher_would_read_otherwise_is_refused(self, command):
+        """A teacher trained on whole sentences that hears four of their tokens, since a student takes no more."""
+        assert command("cache", recipe_file(text_recipe(baseline=False, training={**SMALL, **ANY})))[0] == 0
+        save_base("short", max_position_embeddings=4)
+        code, _, err = command("train", "recipe.yaml", "student.model=short")
         assert code == 2
-        assert "holds a run with other settings (training.learning_rate: 0.01 -> 0.5)" in err
+        assert "(teacher.max_length is 32 there and 4 here): keep the students' models and processors, choose" in err
+        assert not Path("out/student").exists()
+        assert command("train", "recipe.yaml", "student.model=short", "--overwrite")[0] == 0
 
     def test_a_finished_run_stays_as_it_is(self, command):
         """A recipe.yaml that says that the student learnt from soft targets which were made after it."""

@@ -6,18 +6,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hf_distill.config import DistillationConfig
+from hf_distill.problems import OF_THE_STUDENTS
 from hf_distill.recipe import (
     RecipeError,
     bundled_recipes,
     command_for,
     differences,
     find_recipe,
+    is_of_the_students,
     load_recipe,
     read_resolved,
     recipe_name,
     to_yaml,
 )
 from hf_distill.schema import Recipe
+from hf_distill.settings import arguments
 
 DATA = (
     "{dataset: stanfordnlp/sst2, text_column: sentence, label_column: label, "
@@ -474,6 +478,42 @@ class TestSeveralTeachersAndStages:
         """All the teachers written out twice, to say that one seed has changed."""
         old, new = (change(teacher=[self.READY, {"model": "c/d", "training": {"seed": seed}}]) for seed in (1, 2))
         assert differences(old, new) == ["teacher.1.training.seed: 1 -> 2"]
+
+    def test_what_is_of_the_students_alone_reaches_no_teacher(self):
+        """A teacher found again that this recipe would have trained otherwise."""
+        assert set(OF_THE_STUDENTS) <= DistillationConfig.__dataclass_fields__.keys()
+        given = {"task": "text-classification", "data": {"path": "x"}, "student": {"model": "a/b"}, "output_dir": "x"}
+        found = [
+            arguments(
+                Recipe.model_validate({**given, "teacher": self.TRAINED, "training": {"use_cpu": True, **training}}),
+                "teacher",
+                Path("x"),
+            ).to_dict()
+            for training in ({}, dict.fromkeys(OF_THE_STUDENTS, "another"))
+        ]
+        assert found[0] == found[1]
+
+    @pytest.mark.parametrize(
+        ("sections", "is_of_students"),
+        [
+            ({"student": {"model": "e/f", "processor": "e/f"}}, True),
+            ({"baseline": False}, True),
+            ({"stages": [{"from_teacher": {"layers": [0]}, "training": {"seed": 3, "max_steps": 5}}]}, True),
+            ({"training": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}}, True),
+            ({"stages": [{"from_teacher": {"layers": [0]}, "training": {"tf32": False}}]}, False),
+            *(({"training": {name: 3}}, False) for name in ("seed", "use_cpu", "tf32", "bf16", "teacher_dtype")),
+            ({"teacher": [{"model": "c/d", "training": {"seed": 1, "num_train_epochs": 3}}]}, False),
+            ({"teacher": [{"model": "c/d", "training": {"seed": 1}}], "metrics": ["f1"]}, False),
+            ({"data": {"dataset": "a/b", "max_train_rows": 5}}, False),
+            ({"task": "token-classification"}, False),
+        ],
+    )
+    def test_a_setting_is_of_the_students_only_if_that_is_known(self, sections, is_of_students):
+        """`teacher.training.num_train_epochs` taken for the student's."""
+        base = {"teacher": [self.TRAINED], "training": {}}
+        recipes = [Recipe.model_validate({**yaml.safe_load(FORM), **base, **changes}) for changes in ({}, sections)]
+        assert differences(*recipes)
+        assert bool(differences(*recipes, but=is_of_the_students)) != is_of_students
 
     def test_a_command_names_the_member_and_no_path_of_this_machine(self, tmp_path, monkeypatch):
         """A published card with the author's folders, in a command that no shell takes."""

@@ -12,6 +12,7 @@ from hf_distill.schema import Recipe
 from hf_distill.workspace import Checkpoint, Workspace, state_of
 
 OUT = Path("out")
+READING = {"teacher": {"processor": {"padding_side": "right"}, "max_length": 128}}
 
 
 def recipe(**training) -> Recipe:
@@ -21,7 +22,7 @@ def recipe(**training) -> Recipe:
 
 def begun(settings: Recipe | None = None, **options) -> Workspace:
     workspace = Workspace(OUT, settings or recipe(), **options)
-    workspace.begin("data")
+    workspace.begin("data", READING)
     return workspace
 
 
@@ -41,11 +42,16 @@ def save_model(folder: Path) -> None:
     (folder / "model.safetensors").write_text("weights")
 
 
+def make_parents(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    return path
+
+
 def contents() -> dict[str, str]:
     return {
         path.relative_to(OUT).as_posix(): path.read_text() if path.is_file() else "folder"
         for path in sorted(OUT.rglob("*"))
-        if path.name not in (".lock", ".data_fingerprint")
+        if path.name not in (".lock", ".data_fingerprint", ".teachers_reading.json")
     }
 
 
@@ -55,10 +61,10 @@ class TestWhoseFolder:
         leave_a_run()
         workspace = Workspace(OUT, recipe())
         with pytest.raises(ValueError, match="holds a run on other data"):
-            workspace.begin("other data")
+            workspace.begin("other data", READING)
         workspace.release()
         again = Workspace(OUT, recipe(), overwrite=True)
-        again.begin("other data")
+        again.begin("other data", READING)
         again.release()
         assert not (OUT / "student").exists()
 
@@ -87,13 +93,57 @@ class TestWhoseFolder:
         begun(recipe(temperature=8.0)).release()
         assert "temperature: 8.0" in contents()["recipe.yaml"]
 
-    def test_a_checkpoint_is_work_that_is_not_given_up(self):
-        """Hours of training, not yet finished."""
+    @pytest.mark.parametrize(
+        ("stage", "setting"),
+        [
+            ("teacher", "seed"),
+            ("teacher", "tf32"),
+            ("teacher", "teacher_dtype"),
+            *((stage, "temperature") for stage in ("stage-1", "student", "baseline")),
+        ],
+    )
+    @pytest.mark.parametrize("is_finished", [False, True])
+    def test_work_is_not_given_up(self, stage, setting, is_finished):
+        """Hours of training, finished or not, found by a run that would train otherwise."""
         workspace = begun()
-        (workspace.checkpoints("teacher") / "checkpoint-1").mkdir(parents=True)
-        (workspace.checkpoints("teacher") / "checkpoint-1" / "trainer_state.json").write_text("{}")
+        if is_finished:
+            workspace.finish(stage, save_model, {})
+        else:
+            save_model(make_parents(workspace.checkpoints(stage) / "checkpoint-1"))
         workspace.release()
-        with pytest.raises(ValueError, match=r"other settings \(training\.temperature"):
+        before = contents()
+        for makes_targets in (False, True):
+            with pytest.raises(ValueError, match=rf"other settings \(training\.{setting}: 'unset' -> 3"):
+                Workspace(OUT, recipe(**{setting: 3}), makes_targets=makes_targets)
+        assert contents() == before
+
+    @pytest.mark.parametrize("makes_targets", [False, True])
+    def test_students_may_be_others_as_long_as_there_are_teachers_alone(self, makes_targets):
+        """An hour's teacher is refused to one who tries another temperature; or recipe.yaml tells of the first one."""
+        workspace = begun(makes_targets=True)
+        workspace.finish("teacher", save_model, {})
+        workspace.release()
+        before = contents()
+        other = recipe(temperature=8.0, num_train_epochs=1)
+        assert state_of(OUT, other) == ([], ["teacher"])
+        begun(other, makes_targets=makes_targets).release()
+        after = contents()
+        assert "temperature: 8.0" in after["recipe.yaml"]
+        assert {**after, "recipe.yaml": before["recipe.yaml"]} == before
+
+    def test_students_by_which_the_teachers_would_read_otherwise_are_refused(self):
+        """A teacher trained on 128 tokens of a text, asked about 16 of them because a smaller student takes no more."""
+        workspace = begun()
+        workspace.finish("teacher", save_model, {})
+        workspace.release()
+        before = contents()
+        workspace = Workspace(OUT, recipe(temperature=8.0))
+        with pytest.raises(ValueError, match=r"\(teacher\.max_length is 128 there and 16 here\): keep .*--overwrite"):
+            workspace.begin("data", {"teacher": {**READING["teacher"], "max_length": 16}})
+        workspace.release()
+        assert contents() == before
+        (OUT / ".teachers_reading.json").unlink()
+        with pytest.raises(ValueError, match=r"other settings \(training\.temperature"):  # how it read is not known
             Workspace(OUT, recipe(temperature=8.0))
 
     def test_overwrite_deletes_the_run_and_leaves_the_users_files(self):
@@ -169,7 +219,7 @@ from pathlib import Path
 from hf_distill.recipe import load_recipe
 from hf_distill.workspace import Workspace
 workspace = Workspace(Path("out"), load_recipe("vision/digits"))
-workspace.begin("data")
+workspace.begin("data", {})
 print("held", flush=True)
 sys.stdin.read()
 """
