@@ -91,7 +91,7 @@ class Workspace:
         if is_other and not self._overwrite and _holds_work(self.path):
             raise ValueError(
                 f"output_dir: {self.path} holds a run on other data{self._or_other_targets()}, the recipe's have "
-                "changed since: choose another folder, or pass --overwrite to delete that run"
+                f"changed since: choose another folder, or {self._how_to_delete('that run')}"
             )
         has_students = _holds_students(self.path)
         if not self._overwrite and not has_students:
@@ -116,6 +116,12 @@ class Workspace:
         if self._overwrite or not has_students:
             self._write(_READING, json.dumps(reading))
 
+    def _how_to_delete(self, what: str) -> str:
+        # `cache` has an --overwrite, too, but it is about a data set on the Hub.
+        if self._makes_targets:
+            return f"delete {what} (`hf-distill train ... --overwrite` does)"
+        return f"pass --overwrite to delete {what}"
+
     def _refuse_other_reading(self, reading: Mapping[str, Any]) -> None:
         """Raise ValueError if teachers were trained, or begun, on rows that were read in another way."""
         if not (self.path / _READING).exists() or not _holds_work(self.path):
@@ -125,7 +131,7 @@ class Workspace:
             raise ValueError(
                 f"output_dir: {self.path} holds teachers that read in another way than beside this recipe's students "
                 f"({differing}): keep the students' models and processors, choose another folder, or "
-                "pass --overwrite to delete that run"
+                f"{self._how_to_delete('that run')}"
             )
 
     def _or_other_targets(self) -> str:
@@ -167,7 +173,7 @@ class Workspace:
             if present:
                 raise ValueError(
                     f"output_dir: {self.path} holds {', '.join(present)}, which no run recorded here has made and this "
-                    "run would replace: choose another folder, or pass --overwrite to delete them"
+                    f"run would replace: choose another folder, or {self._how_to_delete('them')}"
                 )
             return
         try:
@@ -175,12 +181,12 @@ class Workspace:
         except (ValidationError, ValueError) as error:
             raise ValueError(
                 f"output_dir: {self.path / 'recipe.yaml'} is not a recipe that this version can read, so its settings "
-                "cannot be compared: choose another folder, or pass --overwrite to delete that run"
+                f"cannot be compared: choose another folder, or {self._how_to_delete('that run')}"
             ) from error
         if changed and _holds_work(self.path):
             raise ValueError(
                 f"output_dir: {self.path} holds a run with other settings ({'; '.join(changed)}): choose another "
-                "folder, or pass --overwrite to delete that run"
+                f"folder, or {self._how_to_delete('that run')}"
             )
 
     def release(self) -> None:

@@ -175,6 +175,9 @@ class TestCommand:
         """A refusal, after the training, of soft targets that nobody has asked to keep."""
         recipe = recipe_file(digits_recipe(baseline=False))
         assert command("cache", recipe)[0] == 0
+        code, _, err = command("cache", recipe, "teacher.training.seed=7")
+        assert code == 2
+        assert err.endswith("or delete that run (`hf-distill train ... --overwrite` does)")
         code, _, err = command("train", recipe, ON, "teacher.training.seed=7", "--overwrite")
         assert (code, err) == (0, "")
 

@@ -146,6 +146,23 @@ class TestWhoseFolder:
         with pytest.raises(ValueError, match=r"other settings \(training\.temperature"):  # how it read is not known
             Workspace(OUT, recipe(temperature=8.0))
 
+    def test_who_makes_soft_targets_is_told_what_can_be_done(self):
+        """`cache` has an --overwrite, which is about a data set on the Hub and deletes no run."""
+        leave_a_run()
+        remedy = r"choose another folder, or delete that run \(`hf-distill train \.\.\. --overwrite` does\)$"
+        with pytest.raises(ValueError, match=remedy):
+            Workspace(OUT, recipe(temperature=8.0), makes_targets=True)
+        workspace = Workspace(OUT, recipe(), makes_targets=True)
+        with pytest.raises(ValueError, match=remedy):
+            workspace.begin("other data", READING)
+        workspace.release()
+        (OUT / "recipe.yaml").write_text((OUT / "recipe.yaml").read_text().splitlines()[0] + "\ntask: poetry\n")
+        with pytest.raises(ValueError, match=remedy):
+            Workspace(OUT, recipe(), makes_targets=True)
+        (OUT / "recipe.yaml").unlink()
+        with pytest.raises(ValueError, match=remedy.replace("that run", "them")):
+            Workspace(OUT, recipe(), makes_targets=True)
+
     def test_overwrite_deletes_the_run_and_leaves_the_users_files(self):
         """A folder deleted with all that is in it."""
         leave_a_run()
