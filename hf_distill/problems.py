@@ -116,6 +116,11 @@ def logits_problems(recipe: Mapping[str, Any], key: str, *, is_alone: bool) -> l
             for name in _OF_A_MODEL
             if settings.get(name) is not None
         ]
+        if settings.get("precompute_teacher_logits") is False:
+            problems.append(
+                f"{section}.precompute_teacher_logits: false has no effect, {key}.logits are soft targets made "
+                "beforehand: leave it out"
+            )
     augment = recipe["data"]["augment"] or {}
     if recipe["training"].get("teacher_logits_views") is not None and not any(augment.values()):
         problems.append("training.teacher_logits_views: has no effect, the training rows are the same in each epoch")

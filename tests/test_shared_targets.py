@@ -398,6 +398,13 @@ class TestWhatDoesNotFit:
                 "teacher_label_map": {"a": "b"},
             }.items()
         ),
+        *(
+            (changes, f"{section}.precompute_teacher_logits: false has no effect, teacher.logits are soft targets made")
+            for section, changes in {
+                "training": {"training": {"precompute_teacher_logits": False}},
+                "stages.0.training": {"stages": [{"model": "base", "training": {"precompute_teacher_logits": False}}]},
+            }.items()
+        ),
         (
             {"training": {"precompute_teacher_logits": True, "teacher_logits_dir": "x"}},
             "training.teacher_logits_dir: has no effect",
