@@ -26,6 +26,7 @@ from hf_distill.teachers.placement import is_quantized
 from hf_distill.teachers.several import Panel, SeveralTeachers
 from hf_distill.teachers.soft_targets import SoftTargets
 from hf_distill.teachers.specialists import Specialist
+from hf_distill.teachers.target_form import check_key_form, check_targets
 
 
 class MissingTargetsError(ValueError):
@@ -84,11 +85,15 @@ class PrecomputedTrainer(AnsweringTrainer):
         """Learn from what a teacher has said in another run."""
         if processing_class is not None:
             raise ValueError("teacher_processing_class is for a teacher, and there is none: leave it out")
-        if read_key(self._folder) is None:
+        key = read_key(self._folder)
+        if key is None:
             raise ValueError(
                 f"there is no teacher, and {self._folder} has no soft targets of one: pass teacher=, or the "
                 "teacher_logits_dir of a run that had one"
             )
+        where = f"teacher_logits_dir: {self._folder}"
+        remedy = "copy the folder anew, or pass teacher= with another teacher_logits_dir"
+        check_key_form(key, where, remedy)
         targets = SoftTargets(self._folder)
         if targets.damaged:
             raise ValueError(
@@ -96,6 +101,7 @@ class PrecomputedTrainer(AnsweringTrainer):
                 f"{'is' if len(targets.damaged) == 1 else 'are'} damaged, and there is no teacher to answer again: "
                 "copy the folder anew, or pass teacher="
             )
+        check_targets(targets, where, remedy)
         self._problem_type = stated_problem_type(student, [], self._is_token_level)
         wanted = self._key_of_student(student)
         if targets.key["student_processor"] is not None and self.processing_class is not None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hf_distill.config import TEACHER_LOGITS_DTYPES, DistillationConfig
+from hf_distill.config import DistillationConfig
 from hf_distill.data.identity import processor_settings
 from hf_distill.lineage import NOWHERE
 from hf_distill.publishing.asking import trouble_of
@@ -27,9 +26,9 @@ from hf_distill.schema import Recipe, Teacher, check_destination_words
 from hf_distill.teacher_facts import FACTS_FILE, read_facts
 from hf_distill.teachers.cache_key import ABOUT, KEY_FILE, key_differences, read_key
 from hf_distill.teachers.soft_targets import SoftTargets
+from hf_distill.teachers.target_form import check_key_form, check_targets
 
 _DESCRIPTION = [KEY_FILE, FACTS_FILE]
-_NEEDED = ("columns", "labels", "level", "logits", "student_processor", "teachers")
 _SHOWN = 4
 
 
@@ -169,7 +168,7 @@ def shared_targets(recipe: Recipe, *, whole: bool = True) -> SharedTargets | Non
     if section.logits is None:
         return None
     folder, commit = _located(section, [*_DESCRIPTION, "*.safetensors"] if whole else _DESCRIPTION)
-    key = _key(section.logits, folder)
+    key = _key(section.logits, folder, commit)
     if whole:
         _refuse_unfit(section.logits, commit, SoftTargets(folder))
     return SharedTargets(section.logits, commit, folder, key, read_facts(folder, key), recipe)
@@ -244,7 +243,7 @@ def _reason(error: BaseException) -> str | None:
     return None
 
 
-def _key(source: str, folder: Path) -> dict[str, Any]:
+def _key(source: str, folder: Path, commit: str | None) -> dict[str, Any]:
     key = None
     if (folder / KEY_FILE).is_file():
         try:
@@ -256,73 +255,23 @@ def _key(source: str, folder: Path) -> dict[str, Any]:
             f"teacher.logits: {source} has no {KEY_FILE}, so it holds no soft targets that hf-distill has kept: name a "
             "data set of `hf-distill cache --push`, or a folder of soft targets"
         )
-    lost = [name for name in _NEEDED if name not in key]
-    if lost or not key["teachers"] or not _has_its_form(key):
-        raise ValueError(
-            f"teacher.logits: {KEY_FILE} of {source} was not written by hf-distill: it does not say as that does what "
-            f"{', '.join(lost or _NEEDED)} were"
-        )
+    check_key_form(key, f"teacher.logits: {source}", _remedy(folder, commit))
     return key
-
-
-def _has_its_form(key: Mapping[str, Any]) -> bool:
-    """Tell whether a key, which may come from anywhere, is made of the types that ours are."""
-    about, logits = key.get(ABOUT, {}), key["logits"]
-    lists = [key["columns"], key["teachers"], [] if key["labels"] is None else key["labels"]]
-    mappings = [logits, about, {} if key["student_processor"] is None else key["student_processor"]]
-    if not (all(isinstance(each, list) for each in lists) and all(isinstance(each, dict) for each in mappings)):
-        return False
-    named = about.get("teachers", [])
-    top_k = logits.get("top_k")
-    return (
-        all(isinstance(name, str) for each in (lists[0], lists[2]) for name in each)
-        and isinstance(named, list)
-        and all(isinstance(each, dict) for each in named)
-        and logits.get("dtype") in TEACHER_LOGITS_DTYPES
-        and (top_k is None or (isinstance(top_k, int) and not isinstance(top_k, bool) and top_k > 0))
-        and all(_describes_teacher(each) for each in key["teachers"])
-    )
-
-
-def _describes_teacher(described: Any) -> bool:
-    if not isinstance(described, dict) or not isinstance(described.get("weights", described.get("function")), str):
-        return False
-    specialist, processor = described.get("specialist"), described.get("processor")
-    if specialist is None:
-        return processor is None or isinstance(processor, dict)
-    classes = specialist.get("classes") if isinstance(specialist, dict) else None
-    return (
-        isinstance(classes, list)
-        and all(isinstance(each, int) for each in classes)
-        and isinstance(specialist.get("oversampling"), int | float)
-        and (processor is None or isinstance(processor, dict))
-    )
 
 
 def _refuse_unfit(source: str, commit: str | None, targets: SoftTargets) -> None:
     if targets.damaged:
         names = ", ".join(file.name for file in targets.damaged[:_SHOWN])
-        remedy = (
-            "copy the folder anew, or let `hf-distill cache` mend it"
-            if commit is None
-            else f"delete {targets.path} and start again; if it is so on the Hub too, its owner must push it anew"
-        )
+        mending = "copy the folder anew, or let `hf-distill cache` mend it"
         raise ValueError(
             f"teacher.logits: of {source} {names} {'is' if len(targets.damaged) == 1 else 'are'} damaged, not what the "
-            f"name says: {remedy}"
+            f"name says: {mending if commit is None else _remedy(targets.path, commit)}"
         )
-    if not len(targets):
-        raise ValueError(
-            f"teacher.logits: {source} has a {KEY_FILE}, and no soft targets beside it"
-            f"{'' if commit is None else ' (or the Hub could not be reached, and they are not in the cache)'}"
-        )
-    if len(targets.widths) != len(targets.key["teachers"]):
-        raise ValueError(
-            f"teacher.logits: {source} says that it is of {len(targets.key['teachers'])} teachers, and its soft "
-            f"targets are of {len(targets.widths)}"
-        )
-    if targets.dtypes != {targets.key["logits"]["dtype"]}:
-        raise ValueError(
-            f"teacher.logits: {source} says that its soft targets are {targets.key['logits']['dtype']}, and they are "
-            f"{', '.join(sorted(targets.dtypes))}"
-        )
+    check_targets(targets, f"teacher.logits: {source}", _remedy(targets.path, commit))
+
+
+def _remedy(folder: Path, commit: str | None) -> str:
+    """Say what to do about soft targets that are not as they were made."""
+    if commit is None:
+        return "copy the folder anew, or delete it and let `hf-distill cache` make it again"
+    return f"delete {folder} and start again with the Hub in reach; if it is so there too, its owner must push it anew"

@@ -40,7 +40,7 @@ MAY_USE: dict[str, set[str]] = {
     "teacher_facts": {"publishing.ancestry", "schema", "workspace"},
     "shared_targets": {
         *("config", "data.identity", "lineage", "publishing.asking", "publishing.portable", "schema", "teacher_facts"),
-        *("teachers.cache_key", "teachers.soft_targets"),
+        *("teachers.cache_key", "teachers.soft_targets", "teachers.target_form"),
     },
     "inputs": {"data", "models", "schema", "shared_targets", "teachers.own_inputs"},
     "settings": {"config", "problems", "schema"},

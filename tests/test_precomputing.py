@@ -696,6 +696,26 @@ class TestLettingGo:
             made.train()
 
 
+GENERALIST = {"weights": "ab12"}
+SPECIALIST = {"weights": "cd34", "specialist": {"classes": [0], "oversampling": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def kept_of_three(tmp_path_factory) -> Path:
+    """Return a folder of two teachers and a specialist, which no test may change."""
+    folder = tmp_path_factory.mktemp("three") / FOLDER
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder.parent)
+        filled(folder, [tiny.bert(1, **WIDE), tiny.bert(2, **WIDE), special(3, "red", "dustbin")])
+    return folder
+
+
+@pytest.fixture
+def three_teachers(kept_of_three) -> None:
+    """Put a copy of it here."""
+    shutil.copytree(kept_of_three, FOLDER)
+
+
 class TestWithoutATeacher:
     def test_soft_targets_of_another_run_teach_the_same(self):
         """Other weights of the members, or no loss of the teacher's at all."""
@@ -745,6 +765,81 @@ class TestWithoutATeacher:
             trainer(None, ragged(), kept="none")
         with pytest.raises(ValueError, match="teacher_processing_class is for a teacher, and there is none"):
             trainer(None, ragged(), kept=FOLDER, teacher_processing_class=tiny.tokenizer())
+
+    @pytest.mark.parametrize(
+        ("path", "value", "fault"),
+        [
+            (["teachers"], 3, "teachers is 3, expected an entry for each of one or more teachers"),
+            (["teachers"], [], "teachers is [], expected"),
+            (["teachers"], [None], "teachers is [null], expected"),
+            (["teachers", 0], {}, "teachers.0 is {}, expected the digest of its weights, or the fingerprint of its"),
+            (["teachers", 0, "processor"], 1, "teachers.0.processor is 1, expected its settings, or null"),
+            (["teachers", 0, "specialist"], {}, "teachers.0 is a specialist, expected one of all labels first"),
+            (["teachers"], [GENERALIST, SPECIALIST, GENERALIST], "teachers.2 comes after a specialist and is none"),
+            (["teachers", 2, "specialist", "classes"], [99], "classes is [99], expected one or more different indices"),
+            (["teachers", 2, "specialist", "classes"], [0, 0], "classes is [0, 0], expected one or more different"),
+            (["teachers", 2, "specialist", "classes"], [True], "classes is [true], expected one or more different"),
+            (["teachers", 2, "specialist", "classes"], [0, 2], "says that teacher 3 has 3 logits, and it has 2"),
+            (["teachers", 2, "specialist", "oversampling"], 0, "oversampling is 0, expected a finite number > 0"),
+            (["teachers", 2, "specialist", "oversampling"], float("inf"), "oversampling is Infinity, expected"),
+            (["columns"], 5, "columns is 5, expected the names of one or more columns"),
+            (["columns"], [], "columns is [], expected"),
+            (["labels"], "red", 'labels is "red", expected the names of the labels, or null'),
+            (["level"], "words", 'level is "words", expected rows or tokens'),
+            (["level"], "tokens", "says that they are of tokens, and they are of rows"),
+            (["student_processor"], 5, "student_processor is 5, expected its settings, or null"),
+            (["logits"], None, "logits is null, expected dtype and top_k"),
+            (["logits", "top_k"], True, "logits.top_k is true, expected a whole number > 0, or null"),
+            (["logits", "top_k"], 1, "says that the 1 largest of teacher 1 are kept, and all logits are"),
+            (["logits"], {"dtype": "float16", "top_k": 1}, "says that they are float16, and they are float32"),
+            (["about"], {"teachers": 5}, "about is {"),
+        ],
+    )
+    def test_a_key_that_is_not_that_of_the_folder_is_refused(self, three_teachers, path, value, fault):
+        """A TypeError; or a student of one teacher out of two, or of classes that nobody has meant."""
+        key = json.loads(Path(FOLDER, "key.json").read_text())
+        entry = key
+        for part in path[:-1]:
+            entry = entry[part]
+        entry[path[-1]] = value
+        Path(FOLDER, "key.json").write_text(json.dumps(key))
+        with pytest.raises(ValueError, match=r"^teacher_logits_dir: kept: key\.json ") as found:
+            trainer(None, ragged(), kept=FOLDER, teacher_logits_dtype=None)
+        assert fault in str(found.value)
+        assert str(found.value).endswith("; copy the folder anew, or pass teacher= with another teacher_logits_dir")
+
+    @pytest.mark.parametrize("count", [1, 2, 4])
+    def test_more_or_fewer_teachers_than_the_folder_has_are_refused(self, three_teachers, count):
+        """A student that the first of them alone has taught; or an IndexError in its first step."""
+        key = json.loads(Path(FOLDER, "key.json").read_text())
+        key["teachers"] = [key["teachers"][0], *key["teachers"]][:count] if count > 3 else key["teachers"][:count]
+        Path(FOLDER, "key.json").write_text(json.dumps(key))
+        with pytest.raises(ValueError, match=f"says that they are of {count} teachers, and they are of 3"):
+            trainer(None, ragged(), kept=FOLDER)
+
+    def test_shards_of_others_among_them_are_refused(self, tmp_path):
+        """Rows that another number of teachers, or another kind of rows, has given: an error of numpy's, or nothing."""
+        filled()
+        filled(tmp_path / "several", [tiny.bert(1, **WIDE), tiny.bert(2, **WIDE)], ragged(20))
+        for shard in shards_in(tmp_path / "several"):
+            shutil.copy(shard, FOLDER)
+        with pytest.raises(ValueError, match="says that they are of 1 teachers, and they are of 2"):
+            trainer(None, ragged(), kept=FOLDER)
+        for shard in shards_in(tmp_path / "several"):
+            Path(FOLDER, shard.name).unlink()
+        filled(tmp_path / "half", rows=ragged(20), teacher_logits_dtype="float16")
+        for shard in shards_in(tmp_path / "half"):
+            shutil.copy(shard, FOLDER)
+        with pytest.raises(ValueError, match="says that they are float32, and they are float16"):
+            trainer(None, ragged(), kept=FOLDER)
+
+    def test_a_key_alone_is_no_teacher(self):
+        """Rows that are all missing, in a folder that has lost its files."""
+        filled()
+        for shard in shards_in():
+            shard.unlink()
+        with pytest.raises(ValueError, match=r"kept has a key\.json, and no soft targets beside it; copy the folder"):
+            trainer(None, ragged(), kept=FOLDER)
 
     def test_a_damaged_file_is_an_error(self):
         """Its rows taught by their labels alone."""

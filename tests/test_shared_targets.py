@@ -297,6 +297,8 @@ class TestWhatDoesNotFit:
             (["teachers", 0, "processor"], "x"),
             (["teachers", 0, "specialist"], 5),
             (["teachers", 0, "specialist"], {"classes": "ab", "oversampling": 1}),
+            (["teachers"], []),
+            (["columns"], 5),
         ],
     )
     def test_a_key_that_says_what_ours_never_does(self, recipe, path, value):
@@ -308,7 +310,9 @@ class TestWhatDoesNotFit:
         entry[path[-1]] = value
         Path(TARGETS, "key.json").write_text(json.dumps(key))
         message = refusal(recipe)
+        assert message.startswith(f"teacher.logits: {TARGETS}: key.json ")
         assert "was not written by hf-distill" in message or "they are float16" in message
+        assert message.endswith("; copy the folder anew, or delete it and let `hf-distill cache` make it again")
 
     @pytest.mark.parametrize("name", ["key.json", "teacher.json"])
     def test_json_of_great_depth(self, recipe, name):
@@ -335,15 +339,16 @@ class TestWhatDoesNotFit:
         ("text", "message"),
         [
             ("{", "cannot be read"),
-            ('{"format": 1}', "was not written by hf-distill: it does not say as that does what columns, labels"),
+            ('{"format": 1}', "was not written by hf-distill: it does not say what columns, labels"),
             ('{"format": 99}', "was written in format 99"),
+            ('{"format": true}', "was written in format True"),
         ],
     )
     def test_a_key_that_cannot_be_read(self, recipe, text, message):
         """A traceback."""
         Path(TARGETS, "key.json").write_text(text)
         found = refusal(recipe)
-        assert found.startswith(f"teacher.logits: {TARGETS if 'format' not in text or '99' in text else 'key.json'}")
+        assert found.startswith(f"teacher.logits: {TARGETS}: ")
         assert message in found
 
     def test_a_folder_that_is_not_there(self, recipe):

@@ -370,7 +370,7 @@ class TestKey:
         (tmp_path / "key.json.9.part").touch()
         assert read_key(tmp_path) is None
 
-    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 99}'])
+    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 99}', '{"format": true}'])
     def test_a_key_that_cannot_be_read_is_refused(self, tmp_path, content):
         """A KeyError; or soft targets of which nobody knows how they were made."""
         (tmp_path / "key.json").write_text(content)

@@ -455,7 +455,7 @@ class TestDownloadFaults:
         hub.write(NAME, {name: files(hub)[name][:-1] + b"?"}, kind="datasets")
         message = refusal(taught())
         assert message.startswith(f"teacher.logits: of {NAME} {name} is damaged, not what the name says: delete ")
-        assert message.endswith("if it is so on the Hub too, its owner must push it anew")
+        assert message.endswith("if it is so there too, its owner must push it anew")
 
     @pytest.mark.parametrize("status", [401, 403])
     def test_who_may_not_read_it(self, hub, here, status):

@@ -74,7 +74,7 @@ def read_key(path: Path) -> dict[str, Any] | None:
             f"teacher_logits_dir: {file} cannot be read ({error}), so it is not known how the soft targets in that "
             "folder were made: delete the folder, or set another one"
         ) from error
-    if version != FORMAT:
+    if version != FORMAT or isinstance(version, bool):  # True is 1
         raise ValueError(
             f"teacher_logits_dir: {path} was written in format {version} and this version reads {FORMAT}: delete the "
             "folder, or set another one"

@@ -42,10 +42,35 @@ class _Member(NamedTuple):
         return spread(self.values[places], self.indices[places], self.rest[places], self.width)
 
 
+class Form(NamedTuple):
+    """How a shard keeps soft targets.
+
+    Attributes:
+        is_token_level: each token has some.
+        widths: how many logits each member has.
+        dtypes: of the members' logits.
+        num_kept: how many of the largest logits of each member are kept; None for all.
+    """
+
+    is_token_level: bool
+    widths: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    num_kept: tuple[int | None, ...]
+
+
 class _Shard(NamedTuple):
     digests: np.ndarray
     offsets: np.ndarray | None
     members: list[_Member]
+
+    @property
+    def form(self) -> Form:
+        return Form(
+            self.offsets is not None,
+            tuple(member.width for member in self.members),
+            tuple(str(member.values.dtype) for member in self.members),
+            tuple(None if member.indices is None else member.values.shape[-1] for member in self.members),
+        )
 
 
 class SoftTargets:
@@ -92,9 +117,9 @@ class SoftTargets:
         return [member.width for member in self._shards[0].members] if self._shards else []
 
     @property
-    def dtypes(self) -> set[str]:
-        """Return the types in which the logits are kept."""
-        return {str(member.values.dtype) for shard in self._shards for member in shard.members}
+    def forms(self) -> list[Form]:
+        """Return how the shards keep soft targets: one form, unless shards of other soft targets are among them."""
+        return list(dict.fromkeys(shard.form for shard in self._shards))
 
     @property
     def token_level(self) -> bool:
@@ -169,7 +194,7 @@ def _open_shard(file: Path) -> tuple[_Shard, dict[str, str]]:
 
 def _merged(shards: list[_Shard]) -> list[_Shard]:
     """Make one shard of several, in memory: a batch of rows is then found at one place."""
-    if not shards or len({tuple(member.width for member in shard.members) for shard in shards}) > 1:
+    if not shards or len({shard.form for shard in shards}) > 1:
         return shards
     offsets = None
     if shards[0].offsets is not None:
