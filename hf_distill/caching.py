@@ -16,6 +16,7 @@ from hf_distill.schema import Recipe
 from hf_distill.staging import opened, settle_devices
 from hf_distill.teacher_answers import judged, targets_folder
 from hf_distill.teacher_facts import read_facts
+from hf_distill.teachers.cache_key import key_differences
 from hf_distill.teachers.quality import measure_quality
 from hf_distill.teachers.soft_targets import SoftTargets, shards_in
 
@@ -97,7 +98,7 @@ def share_soft_targets(cached: Cached, to: Destination) -> Published:
     Raises:
         ValueError: they are not fit to go out, or the Hub did not take them.
     """
-    return share(cached.folder, to, **_fit_to_go_out(cached))
+    return share(cached.folder, to, **_fit_to_go_out(cached), differences=key_differences)
 
 
 def preview_soft_targets(cached: Cached, to: Destination) -> list[Outgoing]:

@@ -11,6 +11,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -29,6 +30,7 @@ from hf_distill.data.text import tokenize_text
 from hf_distill.publishing.asking import HubError
 from hf_distill.publishing.repository import Destination
 from hf_distill.recipe import load_recipe
+from hf_distill.teachers.shards import Layout, ShardWriter
 
 pytest_plugins = ["pushing_fixture"]
 pytestmark = pytest.mark.usefixtures("no_waiting")
@@ -268,12 +270,49 @@ class TestAgain:
         cache_soft_targets(load_recipe("recipe.yaml", [ON]), "sentences")
         done = share()
         assert len(done.removed) == 1
+        assert "(teachers.0.weights is" in done.remarks[0]  # it was trained again, on one row more
         assert files(hub)["README.md"].endswith(b"\nMine.\n")
         assert files(hub)["notes.txt"] == b"x"
         assert {name for name in files(hub) if name.endswith(".safetensors")} == {
             path.name for path in Path(TARGETS).glob("*.safetensors")
         }
         assert len(shares(hub)) == 2
+
+    @pytest.mark.parametrize("create_pr", [False, True])
+    def test_what_takes_the_place_of_another_teachers_is_told(self, hub, here, command, create_pr):
+        """The work of a night gone from main, and a name of a file as the only trace."""
+        first = share()
+        assert first.remarks == ()
+        key = json.loads(Path(TARGETS, "key.json").read_text())
+        key["about"]["torch"] = "another"
+        Path(TARGETS, "key.json").write_text(json.dumps(key))
+        writer = ShardWriter(Path(TARGETS), Layout("float16", None, token_level=False, temperature=1.0))
+        writer.add(np.zeros((1, 16), np.uint8), [np.zeros((1, 2), np.float32)])
+        writer.flush()
+        first = share()
+        assert (len(first.files), first.remarks) == (3, ())  # key.json, README.md and one file of soft targets more
+        tiny.bert(7, id2label={0: "negative", 1: "positive"}).save_pretrained("base")
+        for folder in ("out", TARGETS):
+            shutil.rmtree(folder, ignore_errors=True)
+        code, _, err = command("cache", "recipe.yaml", "--push", NAME, *["--create-pr"] * create_pr)
+        assert code == 0
+        (note,) = (line for line in err.splitlines() if line.startswith("note: this replaces"))
+        assert note.startswith(
+            "note: this replaces soft targets of another teacher, or made in another way (teachers.0."
+        )
+        assert 'teachers.0.weights is "' in note
+        assert note.endswith(f'..." here); commit {first.commit[:8]} still holds them')
+        if not create_pr:
+            assert share().remarks == ()
+
+    @pytest.mark.parametrize("content", [b"{", b"\xff", b"[1]"])
+    def test_a_key_there_that_nobody_can_read_is_replaced_and_told(self, hub, here, content):
+        """A data set that no push can mend."""
+        share()
+        spoiled = hub.write(NAME, {"key.json": content}, kind="datasets")
+        (remark,) = share().remarks
+        assert f"; commit {spoiled.oid[:8]} still holds them" in remark.replace(")", "")
+        run(taught())
 
     def test_a_data_set_of_others_is_not_replaced(self, hub, here, command):
         """A typo in the name, and a data set is gone from main."""

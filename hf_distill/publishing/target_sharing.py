@@ -30,13 +30,15 @@ def share(
     key: Mapping[str, Any],
     facts: Mapping[str, Any],
     num_rows: int,
+    differences: Callable[[Mapping[str, Any], Mapping[str, Any]], str],
     token: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Published:
     """Share soft targets in one commit, so that no reader ever sees a part of them.
 
     The folder is only read. Text of the user's in the data set's README.md stays; what is there already is not sent
-    again, and if all of it is there nothing is done. Soft targets that were there before and are not in the folder go.
+    again, and if all of it is there nothing is done. Soft targets that were there before and are not in the folder go;
+    if they were made in another way, a remark says so.
 
     Args:
         folder: of the soft targets.
@@ -44,6 +46,7 @@ def share(
         key: how they were made.
         facts: what is known of their teachers.
         num_rows: how many rows have soft targets.
+        differences: says in what the first of two keys differs from the second; nothing if it does not.
         token: the user's; None for the one of the environment or of the last login.
         sleep: waits so many seconds, where the Hub is busy or an answer got lost.
 
@@ -65,6 +68,7 @@ def share(
         raise ValueError(f"on the Hub, {to.repo_id}: {error}") from error
     ours = {file.path_in_repo for file in files}
     change = Change(hub, to, found, files, [p for p in found.files if _SHARD.fullmatch(p) and p not in ours])
+    change.remarks += _remarks_on_replaced(change, lambda there: differences(there, key))
     return change.settle(f"Share soft targets of {num_rows:,} rows, kept with hf_distill")
 
 
@@ -128,6 +132,25 @@ def _card(
 ) -> DatasetCard:
     size = sum(file.size for file in files if file.path_in_repo not in (KEY, FACTS))
     return target_card(key, facts, num_rows=num_rows, num_bytes=size, repo_id=to.repo_id)
+
+
+def _remarks_on_replaced(change: Change, differences: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """Say that soft targets which go were made in another way, and which commit still has them."""
+    to, found = change.to, change.found
+    is_other = KEY in found.files and KEY in {file.path_in_repo for file in change.changed}
+    if not is_other or not any(_SHARD.fullmatch(path) for path in found.files):
+        return []
+    try:
+        there = json.loads(change.hub.text(to.repo_id, KEY, found.head, kind=to.kind))
+        differing = differences(there) if isinstance(there, dict) else f"their {KEY} is none of ours"
+    except (ValueError, RecursionError):
+        differing = f"their {KEY} cannot be read"
+    if not differing:
+        return []
+    return [
+        f"this replaces soft targets of another teacher, or made in another way ({differing}); commit {found.head[:8]} "
+        "still holds them"
+    ]
 
 
 def _refuse_secrets(
