@@ -125,19 +125,21 @@ class SharedTargets:
             total: all rows.
         """
         data, stated = self.recipe.data, self.facts["data"]
+        same = ("name", "revision", "train_split", "eval_split", "max_train_rows", "max_length")
         here: dict[str, Any] = {
             "data.dataset": data.dataset,
-            "data.train_split": data.train_split,
-            "data.max_length": data.max_length,
+            **{f"data.{name}": getattr(data, name) for name in same},
             "data.augment": None if data.augment is None else data.augment.model_dump(),
             "training.seed": self.recipe.training.get("seed", 42),
         }
         there = {
             "data.dataset": stated.get("id"),
-            **{f"data.{name}": stated.get(name) for name in ("train_split", "max_length", "augment")},
+            **{f"data.{name}": stated.get(name) for name in (*same, "augment")},
             "training.seed": self.facts["seed"],
         }
-        is_known = {name: there[name] is not None for name in here} | {"data.augment": bool(stated)}
+        is_known = {name: there[name] is not None for name in here}
+        # None is a value of these, and not one that is not known. All rows there, and fewer here, are no reason.
+        is_known |= {f"data.{name}": bool(stated) for name in ("name", "eval_split", "augment")}
         if data.max_length is None:  # that of the soft targets is taken then
             is_known["data.max_length"] = False
         others = [

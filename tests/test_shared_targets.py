@@ -266,6 +266,14 @@ class TestWhatDoesNotFit:
         """All rows are missing, and a user looks for the reason in the data."""
         recipe["data"]["max_length"] = 4
         assert "(made with data.max_length 32 there and 4 here)" in refusal(recipe)
+        facts = json.loads(Path(TARGETS, "teacher.json").read_text())
+        others = {"id": "ada/rows", "name": "small", "revision": "f" * 40, "max_train_rows": 8, "eval_split": "dev"}
+        Path(TARGETS, "teacher.json").write_text(json.dumps({**facts, "data": {**facts["data"], **others}}))
+        assert (
+            "(made with data.dataset 'ada/rows' there and None here; data.name 'small' there and None here; "
+            f"data.revision '{'f' * 40}' there and None here; data.eval_split 'dev' there and None here; "
+            "data.max_train_rows 8 there and None here; data.max_length 32 there and 4 here)"
+        ) in refusal(recipe)
 
     @pytest.mark.parametrize("change", ["truncated", "flipped"])
     def test_a_damaged_file_is_named(self, recipe, change):
