@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,7 +87,13 @@ class SharedTargets:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def refuse_others(
-        self, args: DistillationConfig, *, labels: list[str], processor: Any, is_token_level: bool
+        self,
+        args: DistillationConfig,
+        *,
+        labels: list[str],
+        processor: Any,
+        columns: Sequence[str],
+        is_token_level: bool,
     ) -> None:
         """Refuse soft targets that are not of the labels, or not of the inputs, of a run.
 
@@ -94,6 +101,7 @@ class SharedTargets:
             args: of the student that learns from them.
             labels: their names, in the student's order.
             processor: what makes its inputs.
+            columns: what they are made of, of a pair in this order.
             is_token_level: each token has a label.
 
         Raises:
@@ -102,14 +110,16 @@ class SharedTargets:
         wanted: dict[str, Any] = {"labels": labels, "level": "tokens" if is_token_level else "rows"}
         if self.key["student_processor"] is not None:
             wanted["student_processor"] = processor_settings(processor)
+        if self.key.get("teacher_columns") is not None:
+            wanted["teacher_columns"] = list(columns)
         given = {"dtype": args.teacher_logits_dtype, "top_k": args.teacher_logits_top_k}
         wanted["logits"] = {**self.key["logits"], **{name: value for name, value in given.items() if value is not None}}
         differing = key_differences(self.key, wanted)
         if differing:
             raise ValueError(
                 f"teacher.logits: {self.source} holds soft targets that do not fit this recipe: {differing}. Labels "
-                "must be the same in the same order (data.label_names), and the student must read as the one did that "
-                "they were made for (its processor, data.processor)."
+                "must be the same in the same order (data.label_names), and so must the texts of a pair; and the "
+                "student must read as the one did that they were made for (its processor, data.processor)."
             )
         if self.views is not None and (args.teacher_logits_views or 0) > self.views:
             raise ValueError(
@@ -138,6 +148,7 @@ class SharedTargets:
             "training.seed": self.facts["seed"],
         }
         is_known = {name: there[name] is not None for name in here}
+        is_known["data.revision"] &= data.revision is not None  # what is there is a commit
         # None is a value of these, and not one that is not known. All rows there, and fewer here, are no reason.
         is_known |= {f"data.{name}": bool(stated) for name in ("name", "eval_split", "augment")}
         if data.max_length is None:  # that of the soft targets is taken then

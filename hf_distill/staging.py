@@ -120,6 +120,7 @@ class Stages:
                 self.arguments_of_first(),
                 labels=list(self.splits.label_names),
                 processor=self.inputs.reader(section).processor,
+                columns=self.splits.columns.inputs,
                 is_token_level=self.recipe.task == "token-classification",
             )
         if PartialState().is_main_process:

@@ -68,6 +68,8 @@ def _faults_of_key(key: Mapping[str, Any]) -> Iterator[str]:
         yield _fault("logits.top_k", logits["top_k"], "a whole number > 0, or null")
     if not isinstance(key["student_processor"], dict | None):
         yield _fault("student_processor", key["student_processor"], "its settings, or null")
+    if key.get("teacher_columns") is not None and not _are(str, key["teacher_columns"]):
+        yield _fault("teacher_columns", key["teacher_columns"], "the names of one or more columns, or null")
     if not isinstance(named, list) or not all(isinstance(each, dict) for each in named):
         yield _fault(ABOUT, about, "the names of the teachers and versions")
     yield from _faults_of_teachers(key["teachers"], labels)
