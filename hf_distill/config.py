@@ -100,7 +100,8 @@ class DistillationConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Type of the teacher's weights: float32, bfloat16, float16, or auto (as they were saved). Unset: "
-            "float32 for a teacher named by a Hub id or path, unchanged for a model object."
+            "float32 for a teacher named by a Hub id or path, unchanged for a model object. In mixed precision (bf16, "
+            "fp16) it computes as the student does, whatever its weights are."
         },
     )
     teacher_torch_compile: bool = field(

@@ -66,10 +66,9 @@ def content_of(inputs: Mapping[str, Any]) -> Hashable | None:
         return None
     present = [(name, tensor) for name, tensor in tensors if tensor is not None]
     described = tuple((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in present)
-    here = [tensor for _, tensor in present if tensor.device.type == "cpu"]
-    away = [digest_on_device(tensor) for _, tensor in present if tensor.device.type != "cpu"]
-    digests = torch.cat(away).tolist() if away else []  # one wait for the device
-    return described, tuple(_digest(tensor) for tensor in here), tuple(digests)
+    on_gpu = [digest_on_device(tensor) for _, tensor in present if tensor.is_cuda]
+    digests = torch.cat(on_gpu).tolist() if on_gpu else []  # one wait for the device
+    return described, tuple(digests), tuple(_digest(tensor) for _, tensor in present if not tensor.is_cuda)
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor | None]]:
@@ -84,12 +83,12 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor | None]]:
 
 
 def _digest(tensor: Tensor) -> bytes:
-    values = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.blake2b(memoryview(values), digest_size=16).digest()  # type: ignore[arg-type]
 
 
 def digest_on_device(tensor: Tensor) -> Tensor:
-    """Return 128 bits of a tensor's values, int64 `(2,)`, where it is: images are more than their digest to move.
+    """Return 128 bits of a tensor's values, int64 `(2,)`, where it is: images take longer to fetch than to digest.
 
     Two sums of the values' bits, each weighted by its place with what looks random, modulo 2^64; those of different
     values are equal with a probability of about 2^-66 (multilinear hashing, Carter and Wegman 1979).
