@@ -36,7 +36,7 @@ def test_the_wheel_runs_the_demo_in_an_empty_environment(tmp_path):
     try:
         call(sys.executable, "-m", "venv", tmp_path / "env")
         python = tmp_path / "env" / "bin" / "python"
-        call(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel)
+        call(python, "-m", "pip", "install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt", wheel)
         command = tmp_path / "env" / "bin" / "hf-distill"
         assert "vision/digits" in call(command, "recipes", "list")
         few = ("teacher.training.num_train_epochs=4", "training.num_train_epochs=4", "training.use_cpu=true")
