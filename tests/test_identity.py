@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from PIL import Image
 from torch.utils.data import IterableDataset
+from transformers import BertweetTokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_distill.data.identity import (
@@ -375,6 +376,19 @@ class TestProcessors:
         others[1].padding_side = "left"
         others[2].pad_token = "[MASK]"
         assert all(processor_settings(other) != known for other in others)
+
+    def test_a_tokenizer_written_in_python_is_known_by_its_settings_and_merges(self, tmp_path: Path):
+        """Texts whose case, or whose words, another one of the same vocabulary takes apart in another way."""
+        (tmp_path / "vocab.txt").write_text("a 1\nb@@ 1\nb 1\n")
+
+        def made(merges: str = "a b 1\nb b 1\n", **settings: bool) -> BertweetTokenizer:
+            (tmp_path / "bpe.codes").write_text(merges)
+            return BertweetTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / "bpe.codes"), **settings)
+
+        known = processor_settings(made())
+        assert processor_settings(made()) == processor_settings(made(normalization=False)) == known
+        for other in (made(normalization=True), made("b b 1\na b 1\n")):
+            assert processor_settings(other) != known
 
     def test_image_processors_are_known_by_their_settings(self, tmp_path: Path):
         """The folder that one was loaded from as a part of what it does."""

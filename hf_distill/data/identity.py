@@ -1,6 +1,7 @@
 """What a row says, as a digest: a row is known by its content, wherever it stands and whatever it is called."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -385,6 +386,17 @@ def _tokenizer_digest(tokenizer: Any) -> str:
         state = json.loads(backend.to_str())
         for name in ("truncation", "padding"):  # what the last call has asked for
             state.pop(name, None)
-    else:
-        state = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    else:  # one that is written in Python
+        parameters = inspect.signature(type(tokenizer).__init__).parameters
+        settings = {name: getattr(tokenizer, name, tokenizer.init_kwargs.get(name)) for name in parameters}
+        state = {
+            "class": type(tokenizer).__name__,
+            "vocabulary": tokenizer.get_vocab(),
+            "merges": [" ".join(pair) for pair in getattr(tokenizer, "bpe_ranks", {})],
+            "settings": {
+                name: value
+                for name, value in settings.items()
+                if isinstance(value, bool | int | float | str) and not name.endswith("_file")
+            },
+        }
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
