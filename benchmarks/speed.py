@@ -3,7 +3,8 @@
 In one process, in turns, trains a student for an epoch with the plain `Trainer`, with soft targets that were made
 beforehand, with the teacher beside it, and as most tutorials do it: random batches, teacher and student forwarded in
 `compute_loss`, `KLDivLoss(reduction="batchmean")`. Prints the medians of the rounds as ratios to the plain `Trainer`
-with the same batches, with the peak of the memory, how fast soft targets are made and what they take.
+with the same batches, with the peak of the memory, how fast soft targets are made and what they take, and what the
+evaluation of as many rows takes when the teacher is asked and when its answers are remembered.
 
     python benchmarks/speed.py
     python benchmarks/speed.py --data SST2 --teacher all-MiniLM-L6-v2    # folders, where there is no Hub
@@ -52,6 +53,7 @@ MIB = 2**20
 MAX_TOKENS = 128
 COMPILING_STEPS = 20
 NUM_EPOCHS = 3  # of which the last lines speak
+FIRST_EVALUATION, LATER_EVALUATION = "first evaluation, online", "later evaluation, online"
 MAKING, BARE_LOOP, FORWARD = "making soft targets", "a bare loop over the teacher", "the teacher's forward alone"
 
 
@@ -244,6 +246,7 @@ class Bench:
         self.settings: dict[str, Any] = {
             "num_train_epochs": 1,
             "per_device_train_batch_size": arguments.batch,
+            "per_device_eval_batch_size": arguments.batch,
             "bf16": arguments.bf16,
             "use_cpu": not torch.cuda.is_available(),
             "save_strategy": "no",
@@ -282,8 +285,13 @@ class Bench:
         self._train("tutorial", trainer)
 
     def online(self) -> None:
-        """Train with the teacher beside."""
-        self._train("online", DistillationTrainer(teacher=str(self.task.teacher), **self.common(self.config())))
+        """Train with the teacher beside; then evaluate twice on the same rows."""
+        trainer = DistillationTrainer(teacher=str(self.task.teacher), **self.common(self.config()))
+        self._train("online", trainer)
+        for name in (FIRST_EVALUATION, LATER_EVALUATION):
+            start = now()
+            trainer.evaluate(self.task.data)
+            self._note(name, now() - start)
 
     def cached(self) -> None:
         """Have the teacher answer for all rows; then train."""

@@ -38,6 +38,8 @@ def test_speed_of_images():
     assert seconds["plain "][1] == seconds["plain "][3] == 1
     for found in seconds.values():
         assert found[1] == pytest.approx(found[0] / seconds["plain "][0], rel=0.2)  # seconds are rounded
+    first, later = (numbers(said, f"{name} evaluation, online")[0] for name in ("first", "later"))
+    assert later < 2 * first  # time alone: that the teacher is not run is for the trainer's tests
     # Of a ResNet with 9 blocks and of one with 3, a third of whose step is its forward.
     assert numbers(said, "F_T / (3 F_S), the least that online adds")[0] == pytest.approx(0.9, abs=0.05)
     assert 30 < numbers(said, "soft targets, bytes a row")[0] < 60  # ten numbers of two bytes, a digest of sixteen
