@@ -1536,6 +1536,11 @@ def main(mode: str, folder: Path, note: str) -> None:
         made.precompute_teacher_logits()
         part_with_other_processes()
         return
+    if mode == "train":
+        for kind in KINDS:
+            train_in_processes(kind, 4, folder)
+        part_with_other_processes()
+        return
     if mode == "apart":
         trainer(tiny.bert(1), ragged(), kept=folder / os.environ["RANK"], collator=padding()).train()
         return
