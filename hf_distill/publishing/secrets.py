@@ -109,11 +109,15 @@ def refuse_secrets(files: Iterable[Outgoing], *, token: str | None, public: Iter
     Raises:
         ValueError: some do; it says which, and where.
     """
-    findings = scan(files, token=token, public={word for name in public for word in name.split()})
-    if findings:
-        shown = "; ".join(map(str, findings[:SHOWN]))
-        more = f" and {len(findings) - SHOWN} more" if len(findings) > SHOWN else ""
-        raise ValueError(f"nothing was sent, these must not be published: {shown}{more}. {remedy}")
+    refuse(scan(files, token=token, public={word for name in public for word in name.split()}), remedy)
+
+
+def refuse(findings: Iterable[Finding], remedy: str) -> None:
+    """Raise ValueError if anything was found, with the first places of it and a sentence that says what to do."""
+    found = list(dict.fromkeys(map(str, findings)))
+    if found:
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise ValueError(f"nothing was sent, these must not be published: {'; '.join(found[:SHOWN])}{more}. {remedy}")
 
 
 def machine_names() -> set[str]:

@@ -17,9 +17,9 @@ from hf_distill.publishing.files import ADAPTER, README, Outgoing, base_of_adapt
 from hf_distill.publishing.portable import is_local, last_name
 from hf_distill.publishing.readme import merge, our_section, users_licence
 from hf_distill.publishing.reconciling import marked, reconciled
-from hf_distill.publishing.repository import SHOWN, Destination, Found, in_full
+from hf_distill.publishing.repository import Destination, Found, in_full
 from hf_distill.publishing.run_card import read_readme
-from hf_distill.publishing.secrets import scan
+from hf_distill.publishing.secrets import refuse, scan
 
 # What `save_pretrained` writes, and what a README shows. Anything else, pickles and logs above all, may run code where
 # it is loaded, or tell of this machine.
@@ -230,10 +230,4 @@ def _refuse_secrets(files: Sequence[Outgoing], snapshot: Snapshot, to: Destinati
     others = [file for file in texts if file.path_in_repo != README]
     findings = scan([*others, *ours], token=hub.token, public=public)
     findings += scan(readme, token=hub.token, only_keys=True)
-    if findings:
-        shown = "; ".join(dict.fromkeys(map(str, findings[:SHOWN])))
-        more = f" and {len(findings) - SHOWN} more" if len(findings) > SHOWN else ""
-        raise ValueError(
-            f"nothing was sent, these must not be published: {shown}{more}. Take them out of {snapshot.readme.parent} "
-            "first"
-        )
+    refuse(findings, f"Take them out of {snapshot.readme.parent} first")
