@@ -1,6 +1,8 @@
 """Batches of rows of similar length, in an order that depends on nothing but the seed and the epoch."""
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import datasets
 import pyarrow.compute as pc
@@ -43,26 +45,36 @@ def row_lengths(dataset: Dataset, input_name: str, length_column: str) -> list[i
     Args:
         dataset: rows are mappings.
         input_name: the column whose lists or arrays are measured, `input_ids` mostly.
-        length_column: a column that holds the lengths already, if the data set has it.
+        length_column: a column that holds the lengths already, if the data set has it; a column of this name with
+            anything but a whole number in each row is something else.
 
     Raises:
         ValueError: the rows have neither column.
     """
     if isinstance(dataset, datasets.Dataset):
-        if length_column in dataset.column_names:
-            return list(dataset.with_format(None)[length_column])
-        if input_name in dataset.column_names:
+        known = dataset.column_names
+        stated = dataset.with_format(None)[length_column] if length_column in known else None
+        if stated is not None and (lengths := _whole_numbers(stated)) is not None:
+            return lengths
+        if input_name in known:
             column = dataset.select_columns(input_name).with_format("arrow")
             return [n for table in column.iter(10_000) for n in pc.list_value_length(table[input_name]).to_pylist()]
-        known = dataset.column_names
     else:
-        first = dataset[0]
-        known = list(first)
-        if length_column in first:
-            return [int(dataset[index][length_column]) for index in range(len(dataset))]  # type: ignore[arg-type]
-        if input_name in first:
+        known = list(dataset[0])
+        rows = (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]
+        if length_column in known and (lengths := _whole_numbers(row[length_column] for row in rows)) is not None:
+            return lengths
+        if input_name in known:
             return [len(dataset[index][input_name]) for index in range(len(dataset))]  # type: ignore[arg-type]
     raise ValueError(
-        f"grouping by length needs a column {input_name!r} or {length_column!r}, the rows have {known}: "
-        "set train_sampling_strategy='random'"
+        f"grouping by length needs a column {input_name!r}, or {length_column!r} with whole numbers, the rows have "
+        f"{known}: set train_sampling_strategy='random'"
     )
+
+
+def _whole_numbers(values: Iterable[Any]) -> list[int] | None:
+    """Return values that are all whole numbers; None: some are text, fractions or missing, so they are no lengths."""
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError:
+        return None
