@@ -218,10 +218,16 @@ class PrecomputedTrainer(AnsweringTrainer):
     # ---- Batches that bring soft targets ----
 
     def _get_dataloader(
-        self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, **options: Any
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
     ) -> DataLoader:
         if not self._is_let_go:
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, **options)
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         assert self._soft_targets is not None
         if not self._targets:  # there never was a teacher, and nothing has been looked up so far
             self.precompute_teacher_logits()
@@ -239,7 +245,7 @@ class PrecomputedTrainer(AnsweringTrainer):
         try:
             # The sampler looks at the data set itself, whose lengths may be in a column.
             sampler = None if sampler_fn is None else lambda _: sampler_fn(dataset)
-            return super()._get_dataloader(rows, description, batch_size, sampler, **options)
+            return super()._get_dataloader(rows, description, batch_size, sampler, is_training, dataloader_key)
         finally:
             self.data_collator = before
 

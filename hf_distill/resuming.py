@@ -1,5 +1,6 @@
 """A `Trainer` whose resumed runs are the runs that were never stopped, and whose predictions keep the data's order."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class ResumableTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.add_callback(_DatasetEpochCallback)
+        self.add_callback(_EpochCallback)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -80,13 +81,34 @@ class ResumableTrainer(Trainer):
         self.model.load_state_dict(loaded.state_dict())
 
 
-class _DatasetEpochCallback(TrainerCallback):
-    """Tell a data set that augments its rows which epoch begins, also when a run is resumed."""
+class _EpochCallback(TrainerCallback):
+    """Tell the data set and the sampler which epoch begins, also when a run is resumed, and warn if that is another."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loader: Any = kwargs.get("train_dataloader")
+        accumulated = args.gradient_accumulation_steps
+        if state.global_step == 0 or not state.epoch or not has_length(loader):
+            return
+        num_batches = len(loader)
+        whole, part = divmod(state.global_step, max(-(-num_batches // accumulated), 1))
+        epoch = whole + part * accumulated / num_batches
+        if abs(epoch - state.epoch) > 1e-6:
+            warnings.warn(
+                f"the checkpoint is of epoch {state.epoch:.4g}, and with the present settings its {state.global_step} "
+                f"steps are {epoch:.4g} epochs: the batch size, gradient_accumulation_steps, the number of processes "
+                "or of rows were others, so rows are skipped or trained on again. Resume with the former settings.",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        loader, epoch = kwargs.get("train_dataloader"), int(state.epoch or 0)
+        dataset = getattr(loader, "dataset", None)
         if isinstance(dataset, Dataset) and hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(int(state.epoch or 0))
+            dataset.set_epoch(epoch)
+        # In several processes the loader of a resumed epoch, which skips batches, does not reach its sampler.
+        if has_length(dataset) and hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)  # type: ignore[union-attr]
 
 
 def _names_in(file: Path) -> list[str]:

@@ -86,15 +86,19 @@ class TaughtTrainer(ResumableTrainer):
         self._raw_columns: list[str] = []
         self._views = Views([], [], [], [])
         self._problem_type: ProblemType | None = None
-        if args.uses_teacher:
+        if args.uses_teacher or (teacher is not None and self.model_init is not None):  # a search may vary alpha
             self._take_on(teacher, teacher_processing_class, student)
         else:
             self._problem_type = stated_problem_type(student, [], self._is_token_level)
         self._teacher_was_checked = False
         self._num_unusable = torch.zeros((), dtype=torch.long, device=args.device)
         warn_of_frozen_head(self.model)
-        self._student_config: Any = getattr(student, "config", None)
         self._check_settings()
+
+    @property
+    def _student_config(self) -> Any:
+        # With `model_init` there is a new student for each training, and between two trials none.
+        return None if self.model is None else getattr(self._bare_student(), "config", None)
 
     def _check_settings(self) -> None:
         check_label_settings(self.args, self.compute_loss_func, self._problem_type)
@@ -119,6 +123,9 @@ class TaughtTrainer(ResumableTrainer):
             accelerator=self.accelerator,
         )
         columns = _column_names(self.train_dataset) or _column_names(self.eval_dataset)
+        if teacher is None and not columns and self.train_dataset is not None:
+            first = next(iter(self.train_dataset), None)  # of a stream that does not know them
+            columns = list(first) if isinstance(first, Mapping) else []
         members = members_of(teacher, columns)
         if processing_class is None and (self.args.teacher_input_columns or self.args.teacher_max_length):
             raise ValueError(
@@ -199,7 +206,8 @@ class TaughtTrainer(ResumableTrainer):
         A batch that is evaluated comes again in the next evaluation, and is asked about once. Parts of a teacher that
         is split over processes must be run by all of them, whatever each remembers.
         """
-        has_weight = is_trained_on or self.args.last_alpha < 1 or inputs.get("labels") is None
+        is_used = self.args.uses_teacher if is_trained_on else self.args.last_alpha < 1
+        has_weight = is_used or inputs.get("labels") is None
         if self._teaching is None or not has_weight:
             return None
         is_run_here = isinstance(self._teaching, FrozenTeacher | SeveralTeachers)

@@ -1,12 +1,16 @@
 """`DistillationTrainer`: a `Trainer` whose loss blends a teacher's soft targets with the labels."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.data_loader import SkipBatchSampler
 from torch import Tensor, nn
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, default_compute_objective, has_length
 
+from hf_distill.checks import check_label_settings
 from hf_distill.config import DistillationConfig
 from hf_distill.objective.losses import MISSING_LABEL, ProblemType, label_loss, label_mask, soft_target_loss
 from hf_distill.published import PublishedTrainer
@@ -30,8 +34,7 @@ class DistillationTrainer(PublishedTrainer):
     The loss is `alpha * label_loss + (1 - alpha) * T^2 * KL(teacher / T || student / T)`, each term a mean over the
     whole accumulated batch of all processes: over the rows (or tokens) for the soft targets, over the labels that are
     not missing for the label loss. Accumulated micro-batches, even or not, and several processes therefore give the
-    gradient of the one full batch (of data with a length: without one, `Trainer` lets a group of micro-batches run on
-    into the next epoch). Rows whose label is -100, and data without a label column, learn from the teacher
+    gradient of the one full batch. Rows whose label is -100, and data without a label column, learn from the teacher
     alone. alpha and temperature may move during the training (`schedule`); evaluation uses their end values.
 
     The teacher is frozen, stays in evaluation mode, and is part of no checkpoint, optimizer or state dict. The parts
@@ -61,9 +64,6 @@ class DistillationTrainer(PublishedTrainer):
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
     """
 
-    # The loss is normalised here, over the accumulated batch; the parent must not divide it again.
-    loss_is_scaled_for_ga = True
-
     def __init__(
         self,
         model: nn.Module | None = None,
@@ -77,9 +77,17 @@ class DistillationTrainer(PublishedTrainer):
         super().__init__(model, teacher, args, teacher_processing_class=teacher_processing_class, **trainer_arguments)
         self._reset_loss_parts()
         self._eval_sums: list[Tensor] = []
+        self._added_sums: list[Tensor] = []
+        self._own_losses: list[Tensor] = []
+        self._waiting_batches: list[dict[str, Any]] = []
         self._num_ops_of_input: int | None = None
 
     # ---- The loss ----
+
+    @property
+    def loss_is_scaled_for_ga(self) -> bool | None:
+        """Tell `Trainer` that the loss is normalized over the accumulated batch; None: a subclass computed its own."""
+        return True if self._own_losses else None
 
     def compute_loss(
         self,
@@ -94,8 +102,9 @@ class DistillationTrainer(PublishedTrainer):
             model: the student, as Accelerate has wrapped it.
             inputs: the batch; `labels` may be missing.
             return_outputs: return `(loss, outputs)`; the outputs are the student's, without a loss.
-            num_items_in_batch: two counts, of soft targets and of labels, over all micro-batches and processes, as
-                `_get_num_items_in_batch` makes them. None: this batch is all there is.
+            num_items_in_batch: the number of labels over all micro-batches and processes, as `Trainer` has it, with
+                that of the soft targets in its attribute `num_soft_targets`; a plain number counts both. None: this
+                batch is all there is.
         """
         pending = self._pending(inputs, is_trained_on=model.training)
         outputs = model(**self._student_inputs(inputs))
@@ -105,17 +114,19 @@ class DistillationTrainer(PublishedTrainer):
         if num_items_in_batch is None:
             counts = torch.stack([sums.num_soft.sum(), sums.num_labels.sum()])
         else:
-            counts = torch.as_tensor(num_items_in_batch, device=sums.soft.device).expand(2)
+            num_soft = getattr(num_items_in_batch, "num_soft_targets", num_items_in_batch)
+            counts = torch.stack([torch.as_tensor(n, device=sums.soft.device) for n in (num_soft, num_items_in_batch)])
         soft_mean = sums.soft.sum() / counts[0].clamp(min=1)
         label_mean = sums.label.sum() / counts[1].clamp(min=1)
         alpha = self._alpha(model.training)
-        loss = alpha * label_mean + (1 - alpha) * soft_mean
         # The counts are of all processes, and DDP averages what each of them has.
         scale = self._num_averaged_processes() if num_items_in_batch is not None else 1
+        loss = (alpha * label_mean + (1 - alpha) * soft_mean) * scale
+        self._own_losses.append(loss.detach())
         if model.training:
             self._loss_parts += torch.stack([soft_mean.detach(), label_mean.detach()]).float() * scale
             self._num_steps_since_log += self.accelerator.sync_gradients
-        return (loss * scale, outputs) if return_outputs else loss * scale
+        return (loss, outputs) if return_outputs else loss
 
     def _alpha(self, is_training: bool) -> float:
         return self.args.alpha_at(self.state.global_step, self.state.max_steps) if is_training else self.args.last_alpha
@@ -161,6 +172,39 @@ class DistillationTrainer(PublishedTrainer):
         value = self.compute_loss_func(outputs, labels, num_items_in_batch=present.sum().clamp(min=1))
         return present * value
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Train on one micro-batch; see `Trainer.training_step`."""
+        self._own_losses = []
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Take the micro-batches of one step; see `Trainer.get_batch_samples`.
+
+        A stream may end within a step. `Trainer` then adds the gradient of these micro-batches to the next step's; here
+        they wait, and are the first of it.
+
+        Raises:
+            ValueError: the whole stream is shorter than one step.
+        """
+        if has_length(self.train_dataset):
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+            return batches, num_items
+        batches, self._waiting_batches = self._waiting_batches, []
+        batches += itertools.islice(epoch_iterator, num_batches - len(batches))
+        self._mark_repeated_rows(batches)
+        if len(batches) < num_batches:
+            if batches and self.state.global_step == 0:
+                raise ValueError(
+                    f"the training stream gives {len(batches)} batches, and a step takes {num_batches}: lower "
+                    "gradient_accumulation_steps"
+                )
+            self._waiting_batches, batches = batches, []
+        return batches, self._num_items(batches, device) if batches else None
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         self._mark_repeated_rows(batch_samples)
         return self._num_items(batch_samples, device) if batch_samples else None
@@ -177,7 +221,9 @@ class DistillationTrainer(PublishedTrainer):
                 counts[1] += label_mask(labels, self._resolve_problem_type(labels)).sum()
         if self._num_averaged_processes() > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
-        return counts
+        num_items = counts[1]
+        num_items.num_soft_targets = counts[0]  # type: ignore[attr-defined]
+        return num_items
 
     def _main_input(self, batch: Mapping[str, Any]) -> Tensor:
         name = getattr(self.model, "main_input_name", "input_ids")
@@ -190,25 +236,43 @@ class DistillationTrainer(PublishedTrainer):
         Accelerate repeats rows from the beginning of the data set so that all processes have as many; counted again,
         they would make the gradient another than one process's.
         """
-        loading = self.accelerator.gradient_state
-        if self.accelerator.num_processes == 1 or not batches or not loading.end_of_dataloader or loading.remainder < 1:
+        if self.accelerator.num_processes == 1 or not batches or not self.accelerator.gradient_state.end_of_dataloader:
+            return
+        num_new = self._num_new_rows_of_last_batch()
+        if num_new < 1:
             return
         last = batches[-1]
         num_rows = self._main_input(last).shape[0]
         first = self.accelerator.process_index * num_rows
         rows = torch.arange(first, first + num_rows, device=self._main_input(last).device)
-        repeated = rows >= loading.remainder
+        repeated = rows >= num_new
         last[REPEATED_ROWS] = repeated
         if "labels" in last:
             labels = last["labels"]
             last["labels"] = labels.masked_fill(repeated.view(-1, *[1] * (labels.dim() - 1)), MISSING_LABEL)
+
+    def _num_new_rows_of_last_batch(self) -> int:
+        """Return how many rows of all processes' last batch are no repetition; 0 or less: all, or nobody knows."""
+        state = self.accelerator.gradient_state
+        skipping = getattr(state.active_dataloader, "batch_sampler", None)
+        if state.remainder >= 0 or not isinstance(skipping, SkipBatchSampler):
+            return int(state.remainder)
+        # The loader of a resumed epoch does not know: Accelerate's `skip_first_batches` hides the size of the batches.
+        sampler = skipping.batch_sampler
+        num_rows = sampler.batch_size * (1 if sampler.split_batches else self.accelerator.num_processes)
+        return 0 if sampler.drop_last else len(state.active_dataloader.dataset) % num_rows
 
     def _num_averaged_processes(self) -> int:
         return self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
 
     # ---- Training ----
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """Train the student; see `Trainer.train`.
 
         Before the first step the teacher is run once over the evaluation set, if there is one with labels
@@ -221,18 +285,67 @@ class DistillationTrainer(PublishedTrainer):
             ValueError: the teacher's logits are not numbers, its predictions are no better than chance and
                 `allow_untrained_teacher` is not set, or its soft targets cannot be precomputed.
         """
-        if self.args.precompute_teacher_logits and self.args.uses_teacher:
+        uses_teacher = self._teaching is not None and (self.args.uses_teacher or trial is not None)
+        if self.args.precompute_teacher_logits and uses_teacher:
             self.precompute_teacher_logits()
+        self._remembered = Remembered()
+        if uses_teacher and self.eval_dataset is not None and not resume_from_checkpoint:
+            self._examine_teacher()
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._refuse_unusable()
+        return output
+
+    def _inner_training_loop(
+        self,
+        batch_size: int | None = None,
+        args: Any = None,
+        resume_from_checkpoint: str | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        # Once for each batch size that `auto_find_batch_size` tries.
         self._teacher_was_checked = False
         self._reset_loss_parts()
         self._num_ops_of_input = None
-        self._remembered = Remembered()
-        if self._teaching is not None and self.eval_dataset is not None and not resume_from_checkpoint:
-            self._examine_teacher()
         self._num_unusable.zero_()
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        self._refuse_unusable()
-        return output
+        self._waiting_batches = []
+        return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def hyperparameter_search(
+        self,
+        hp_space: Callable[[Any], dict[str, float]] | None = None,
+        compute_objective: Callable[[dict[str, float]], float] | None = None,
+        n_trials: int = 20,
+        direction: str | list[str] = "minimize",
+        backend: Any = None,
+        hp_name: Callable[[Any], str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Search for good settings; see `Trainer.hyperparameter_search`.
+
+        The default objective is `Trainer`'s: the sum of what `compute_metrics` gives, or else `eval_loss`, without the
+        parts of that loss. alpha, temperature, their end values and the schedule may be searched; what makes the
+        teacher (`teacher_...`, `precompute_teacher_logits`) may not.
+        """
+        if compute_objective is None:
+            compute_objective = _objective_without_parts
+        return super().hyperparameter_search(
+            hp_space, compute_objective, n_trials, direction, backend, hp_name, **kwargs
+        )
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        before = vars(self.args).copy()
+        super()._hp_search_setup(trial)
+        changed = [name for name, value in vars(self.args).items() if before.get(name) != value]
+        self.args.check_distillation_settings()
+        fixed = [name for name in changed if name.startswith(("teacher_", "precompute_"))]
+        if fixed:
+            raise ValueError(f"a search cannot vary {', '.join(fixed)}: the teacher is the same in all trials")
+        if self.args.uses_teacher and self._teaching is None:
+            raise ValueError(
+                f"this trial has alpha {self.args.alpha}, and there is no teacher: pass teacher=, or leave alpha at 1"
+            )
+        check_label_settings(self.args, self.compute_loss_func, self._problem_type)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate the operations of one batch as the parent does, which counts all parameters at each step."""
@@ -248,11 +361,12 @@ class DistillationTrainer(PublishedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the means of the soft-target and the label loss since the last time beside `loss`."""
-        if "loss" in logs:
+        # `Trainer`'s own entry: what a callback or a subclass logs besides is none of ours.
+        if self.is_in_train and "loss" in logs and "learning_rate" in logs:
             parts = self.accelerator.reduce(self._loss_parts / max(self._num_steps_since_log, 1), reduction="mean")
             soft, label = parts.tolist()
             self._refuse_unusable()
-            if self._teaching is not None:
+            if self._teaching is not None and self.args.uses_teacher:
                 logs["soft_loss"] = soft
             if self.args.uses_labels:
                 logs["label_loss"] = label
@@ -287,29 +401,58 @@ class DistillationTrainer(PublishedTrainer):
                 outputs = model(**self._student_inputs(inputs))
             else:
                 counts = self._num_items([inputs], self.args.device)
+                self._own_losses = []
                 loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=counts)
+                self._note_added(loss.detach(), inputs)
         logits = None if prediction_loss_only else logits_of(outputs).detach()
         return None if loss is None else loss.detach(), logits, None if prediction_loss_only else labels
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def _note_added(self, loss: Tensor, inputs: Mapping[str, Any]) -> None:
+        """Note what a subclass's `compute_loss` has added to ours, for each row of a batch that is evaluated."""
+        if type(self).compute_loss is DistillationTrainer.compute_loss or not self._own_losses:
+            return
+        added = loss - torch.stack(self._own_losses).mean()
+        rows = self.accelerator.gather_for_metrics(added.expand(self._main_input(inputs).shape[0]).contiguous())
+        self._added_sums.append(torch.stack([rows.sum(), torch.full_like(rows, 1.0).sum()]))
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
         """Evaluate; the loss is the mean over all rows and labels of the set, whatever the batches.
 
         The parent's is a mean of batch means weighted by rows, which differs from it where labels are missing or rows
-        have different numbers of tokens. A set without any soft target has a `label_loss` only.
+        have different numbers of tokens. What a subclass adds to the loss is a mean over rows, as the parent's. A set
+        without any soft target is evaluated by its labels alone: its loss is the `label_loss`.
         """
-        self._eval_sums = []
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        self._eval_sums, self._added_sums = [], []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if self._eval_sums:
             soft, num_soft, label, num_labels = torch.stack(self._eval_sums).double().sum(dim=0).tolist()
             soft_mean, label_mean = soft / max(num_soft, 1), label / max(num_labels, 1)
-            output.metrics[f"{metric_key_prefix}_loss"] = (
-                self.args.last_alpha * label_mean + (1 - self.args.last_alpha) * soft_mean
-            )
+            alpha = self.args.last_alpha
+            if self._teaching is not None and not num_soft:
+                alpha = 1.0  # the label loss with its small weight would pass for a good student's
+            loss = alpha * label_mean + (1 - alpha) * soft_mean
+            if self._added_sums:
+                added, num_rows = torch.stack(self._added_sums).double().sum(dim=0).tolist()
+                loss += added / num_rows
+            if num_soft or num_labels:
+                output.metrics[f"{metric_key_prefix}_loss"] = loss
+            else:  # nothing to measure against
+                output.metrics.pop(f"{metric_key_prefix}_loss", None)
             if self._teaching is not None and num_soft:
                 output.metrics[f"{metric_key_prefix}_soft_loss"] = soft_mean
-            elif self._teaching is not None and self.args.last_alpha < 1:
-                # The label loss with its small weight would pass for a good student's.
-                del output.metrics[f"{metric_key_prefix}_loss"]
             if num_labels:
                 output.metrics[f"{metric_key_prefix}_label_loss"] = label_mean
         return output
+
+
+def _objective_without_parts(metrics: dict[str, float]) -> float:
+    parts = ("_soft_loss", "_label_loss")
+    objective: float = default_compute_objective({k: v for k, v in metrics.items() if not k.endswith(parts)})
+    return objective
