@@ -15,6 +15,8 @@ def _of_data(recipe: Recipe) -> list[str]:
     data = recipe.data
     elsewhere = ("image_column", "augment") if recipe.is_text else ("text_column", "text_pair_column", "max_length")
     problems = [f"data.{key}: has no effect in {recipe.task}" for key in elsewhere if getattr(data, key) is not None]
+    if recipe.is_text and data.background != type(data).model_fields["background"].default:
+        problems.append(f"data.background: has no effect in {recipe.task}")
     if recipe.task == "token-classification" and data.text_pair_column is not None:
         problems.append("data.text_pair_column: has no effect in token-classification")
     if data.path is not None:

@@ -1,6 +1,7 @@
 """What the models of a run read: prepared splits, and the processor that goes with each saved model."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from transformers.models.auto.image_processing_auto import get_image_processor_c
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
 from hf_distill.data.identity import processor_settings
 from hf_distill.data.loading import Splits
+from hf_distill.data.pixels import WHITE
 from hf_distill.data.text import tokenize_text, tokenize_words
 from hf_distill.data.vision import ImageRows, check_images
 from hf_distill.models import GreyImageProcessor, MLPConfig
@@ -62,17 +64,21 @@ class Inputs:
         splits: its data.
         shared: the soft targets that teach, if there is no teacher: rows are made as they were when it was asked.
 
+    Attributes:
+        unusual_images: how many images of the data are of each kind that `check_images` counts.
+
     Raises:
-        ValueError: there is no processor for a model, or an image cannot be read.
+        ValueError: there is no processor for a model, or an image cannot be read or scaled.
     """
 
     def __init__(self, recipe: Recipe, splits: Splits, shared: SharedTargets | None = None) -> None:
         self._recipe = recipe
         self._splits = splits
         self._shared = shared
+        self.unusual_images: Counter[str] = Counter()
         if not recipe.is_text:
             for role, rows in splits.named().items():
-                check_images(rows, splits.columns.inputs[0], role)
+                self.unusual_images += check_images(rows, splits.columns.inputs[0], role, recipe.data.background)
         self._readers: list[Reader] = []
         self._of_sources: dict[Any, Reader] = {}
         models: list[Section] = [*recipe.teachers, *recipe.students]
@@ -138,6 +144,7 @@ class Inputs:
                 columns[0],
                 reader.processor,
                 num_channels=reader.num_channels,
+                background=self._recipe.data.background,
                 seed=seed,
                 teacher_processors=[other.processor for other in distinct(teachers, reader)],
                 kept=kept,
@@ -209,7 +216,8 @@ class Inputs:
         }
         given = self._recipe.data.processor if isinstance(self._recipe.data.processor, dict) else {}
         if channels == 1 and all(config.model_type == MLPConfig.model_type for config in _model_configs(self._recipe)):
-            return GreyImageProcessor(**{**fields, **given})
+            ground = self._recipe.data.background
+            return GreyImageProcessor(**{**fields, **({} if ground == WHITE else {"background": ground}), **given})
         # The PIL processor, whether torchvision is there or not: both resize, but not to the same last bit.
         return get_image_processor_class_from_name("ViTImageProcessorPil")(**{**fields, **given})
 

@@ -213,7 +213,9 @@ def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[s
             problems.append(f"override {override!r}: expected key=value, such as training.learning_rate=1e-3")
             continue
         try:
-            value = float(text) if NUMBER.fullmatch(text) and not text.lstrip("+-").isdigit() else yaml.safe_load(text)
+            is_float = NUMBER.fullmatch(text) and not text.lstrip("+-").isdigit()
+            # A colour such as #808080 would be a comment of YAML.
+            value = float(text) if is_float else text if text.startswith("#") else yaml.safe_load(text)
         except yaml.YAMLError as error:
             problems.append(f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}")
             continue

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from hf_distill.problems import ONE, SEVERAL
 
@@ -41,12 +41,27 @@ class Data(_Section):
     test_split: str | None = Field(None, description="Split of the final results, if another.")
     max_train_rows: Annotated[int, Field(gt=0)] | None = Field(None, description="Use so many training rows.")
     max_length: Annotated[int, Field(gt=0)] | None = Field(None, description="Tokens kept of a text.")
+    background: str = Field(
+        "white", description="Colour on which transparent images are composed: a name, or '#rrggbb' in quotes."
+    )
     augment: Augment | None = Field(None, description="Random changes to training images.")
     processor: str | dict[str, Any] | None = Field(
         None,
         description="Tokenizer or image processor: a Hub id or folder, or fields of a ViTImageProcessor. By default "
         "the teacher's, or the student's, or one made from the model's config.",
     )
+
+    @field_validator("background", mode="before")
+    @classmethod
+    def _is_opaque_colour(cls, value: Any) -> Any:
+        from PIL import ImageColor
+
+        try:
+            if len(ImageColor.getrgb(value)) == 3:
+                return value
+        except (AttributeError, TypeError, ValueError):
+            pass
+        raise ValueError(f"expected an opaque colour, a name such as white or '#rrggbb' in quotes, got {value!r}")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":

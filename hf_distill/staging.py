@@ -28,6 +28,8 @@ from hf_distill.timing import Clock
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.workspace import Checkpoint, Workspace, refuse_mixed_folders
 
+_NOT_OF_THE_SPLITS = {"dataset", "name", "revision", "path", "max_length", "background", "augment", "processor"}
+
 
 def settle_devices(recipe: Recipe) -> None:
     """Settle on which devices a run computes, before any of its processes waits for another."""
@@ -58,7 +60,7 @@ def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets:
             rows,
             recipe.task,
             seed=int(recipe.training.get("seed", 42)),
-            **data.model_dump(exclude={"dataset", "name", "revision", "path", "max_length", "augment", "processor"}),
+            **data.model_dump(exclude=_NOT_OF_THE_SPLITS),
         )
         splits = in_the_students_order(recipe, splits)
         with PartialState().main_process_first():
@@ -328,6 +330,7 @@ class Stages:
             "label_names": list(self.splits.label_names),
             "inputs": list(self.splits.columns.inputs),
             **({"num_channels": self.inputs.reader(self.recipe.student).num_channels} if is_image else {}),
+            **({"unusual_images": dict(self.inputs.unusual_images)} if self.inputs.unusual_images else {}),
         }
 
 

@@ -123,6 +123,7 @@ def _note_facts(stages: Stages, members: Sequence[Member], args: DistillationCon
                 **{name: getattr(data, name) for name in ("name", "train_split", "eval_split", "test_split")},
                 "max_train_rows": data.max_train_rows,
                 "max_length": stages.inputs.reader(section).max_length,
+                "background": None if stages.recipe.is_text else data.background,
                 "augment": None if data.augment is None else data.augment.model_dump(),
                 "num_rows": {role: len(rows) for role, rows in stages.splits.named().items()},
             },

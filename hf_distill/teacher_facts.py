@@ -106,7 +106,7 @@ def _data(stated: Any) -> dict[str, Any]:
         return {}
     rows, augment = stated.get("num_rows"), stated.get("augment")
     rows = rows if isinstance(rows, dict) else {}
-    texts = ("id", "revision", "name", "train_split", "eval_split", "test_split")
+    texts = ("id", "revision", "name", "train_split", "eval_split", "test_split", "background")
     return {
         **{name: _text(stated.get(name)) for name in texts},
         **{name: _number(stated.get(name)) for name in ("max_train_rows", "max_length")},

@@ -19,6 +19,7 @@ from transformers import (
     DataCollatorWithPadding,
     default_data_collator,
 )
+from transformers.utils import logging
 
 from hf_distill.data.collate import TeacherViews, guess_columns
 from hf_distill.data.target_columns import SoftTargetColumns
@@ -345,7 +346,7 @@ class TestImages:
         """The student's small image enlarged, another normalisation, or another row's image."""
         grey = image_processor(6, image_mean=[0.1], image_std=[0.7])
         colour = image_processor((12, 10), image_mean=[0.1, 0.2, 0.3])
-        rows = self.rows("RGB", "L", "RGBA", "P")
+        rows = self.rows("RGB", "L", "CMYK", "P")
         batch = self.views(grey, colour)(rows)
         assert batch["pixel_values"].shape == (4, 3, 4, 4)
         assert batch["labels"].tolist() == [0, 1, 2, 3]
@@ -357,6 +358,29 @@ class TestImages:
                 array = image_array(row["image"], channels_of(processor))
                 expected = processor(array, input_data_format="channels_last", return_tensors="pt")["pixel_values"][0]
                 assert torch.equal(pixels, expected)
+
+    def test_raw_images_are_read_as_in_a_recipe(self, caplog, monkeypatch):
+        """A teacher that sees white in place of 16 bits, and black in place of a glyph; and nobody is told."""
+        monkeypatch.setattr(logging.get_logger("hf_distill.data.collate"), "propagate", True)
+        ramp = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+        glyph = np.zeros((8, 8, 4), np.uint8)
+        glyph[2:4, :, 3] = 255
+        ordinary = [Image.fromarray(ramp), Image.fromarray(255 - glyph[..., 3])]
+        unusual = [Image.fromarray(ramp.astype(np.uint16) * 257), Image.fromarray(glyph)]
+        batches = [
+            self.views(image_processor(8))([{"pixel_values": torch.zeros(3, 8, 8), "image": image} for image in each])
+            for each in (ordinary, unusual)
+        ]
+        first, second = (batch["teacher_inputs"][0]["pixel_values"] for batch in batches)
+        assert torch.equal(first, second)
+        (message,) = caplog.messages
+        assert message.startswith("The column 'image' has images with transparency: the teacher sees them composed on")
+
+    def test_an_image_that_cannot_be_scaled_is_refused(self):
+        """Floats to 255 that are clipped to white."""
+        rows = [{**row, "image": Image.new("F", (8, 8), 200)} for row in self.rows("RGB")]
+        with pytest.raises(ValueError, match="the teacher reads the column 'image', and an image has pixels from 200"):
+            self.views(image_processor())(rows)
 
     def test_images_that_are_ready_are_stacked(self):
         """Two teachers' images exchanged; an augmented image replaced by the raw one."""

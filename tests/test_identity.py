@@ -3,6 +3,7 @@
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -62,6 +63,12 @@ def image_file(seed: int, size: int = 8) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(file, "PNG")
     return file.getvalue()
+
+
+def with_hole(mode: str, transparency: Any) -> Image.Image:
+    image = Image.new(mode, (2, 2))
+    image.info["transparency"] = transparency
+    return image
 
 
 def images(count: int = 5, **options) -> ImageRows:
@@ -168,6 +175,10 @@ class TestWhatARowSays:
             ({"a": {"x": 1}}, {"a": {"x": 2}}),
             ({"a": Image.new("L", (2, 3))}, {"a": Image.new("L", (3, 2))}),
             ({"a": Image.new("L", (2, 2))}, {"a": Image.new("L", (2, 2), 1)}),
+            ({"a": Image.new("L", (2, 2))}, {"a": with_hole("L", 0)}),
+            ({"a": with_hole("L", 1)}, {"a": with_hole("L", 0)}),
+            ({"a": with_hole("P", b"\0")}, {"a": with_hole("P", b"\1")}),
+            ({"a": with_hole("RGB", (0, 0, 0))}, {"a": with_hole("RGB", (0, 0, 1))}),
         ],
     )
     def test_different_rows_have_different_digests(self, first, second):
@@ -275,6 +286,18 @@ class TestImageRows:
         assert differs(processor=image_processor(image_mean=[0.1] * 3)) == student
         assert differs(num_channels=1) == student
         assert differs(teacher_processors=[image_processor()]) == teacher
+
+    def test_digests_follow_the_ground_and_the_mode(self):
+        """The soft targets of glyphs on white for the same on black."""
+        rows = images().rows
+        known = digests(ImageRows(rows, "image", image_processor()))
+        assert digests(ImageRows(rows, "image", image_processor(), background="white")) == known
+        others = [
+            *digests(ImageRows(rows, "image", image_processor(), background="black")),
+            *digests(ImageRows(rows.cast_column("image", datasets.Image(mode="L")), "image", image_processor())),
+        ]
+        assert not set(known) & set(others)
+        assert len(set(others)) == 10
 
     def test_an_augmented_image_is_another_row_in_each_epoch_and_place(self):
         """The soft targets of one crop for another one."""

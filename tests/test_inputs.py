@@ -11,7 +11,7 @@ import tiny
 import torch
 import yaml
 from PIL import Image
-from transformers import ViTImageProcessorPil
+from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from hf_distill.data.loading import load_rows, prepare_splits
 from hf_distill.inputs import Inputs, distinct
@@ -186,6 +186,32 @@ class TestImages:
         )
         for section in (recipe.teachers[0], recipe.student):
             assert list(inputs.reader(section).processor.image_mean) == [0.0]
+
+    def test_all_models_see_the_recipes_ground_and_so_does_the_saved_processor(self):
+        """A student on white beside a teacher on black; a published processor that reads other pixels than training."""
+        tiny.resnet(num_channels=1).save_pretrained("ready")
+        ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.0], image_std=[1.0]).save_pretrained(
+            "ready"
+        )
+        sections = {"teacher": {"model": "ready"}, "student": {"config": mlp(8)}}
+        _, plain = image_inputs(**sections)
+        assert plain.unusual_images == {}
+        Image.new("RGBA", (8, 8)).save("data/train/a/0.png")
+        Image.new("RGBA", (8, 8)).save("data/validation/a/0.png")
+        for ground, value in (("black", 0.0), ("#333333", 0.2)):
+            recipe, inputs = inputs_of(
+                {"task": "image-classification", "data": {"path": "data", "background": ground}, **sections}
+            )
+            teacher, student = inputs.reader(recipe.teachers[0]), inputs.reader(recipe.student)
+            assert inputs.unusual_images == {"transparent": 2}
+            for role in ("train", "evaluation"):
+                row = inputs.rows(student, role, teachers=[teacher])[0]
+                assert torch.allclose(torch.tensor(value), row["pixel_values"])
+                assert torch.allclose(torch.tensor(value), row["teacher_pixel_values"][0])
+            student.processor.save_pretrained("saved")
+            saved = AutoImageProcessor.from_pretrained("saved")
+            pixels = saved(Image.new("RGBA", (8, 8)), return_tensors="pt")["pixel_values"]
+            assert torch.allclose(torch.tensor(value), pixels)
 
     def test_colour_and_grey_models_are_refused(self):
         """A student that sees another picture."""

@@ -9,18 +9,22 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import tiny
 import torch
 import transformers
 import yaml
+from datasets import Dataset
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from peft import LoraConfig, get_peft_model
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import AutoModelForSequenceClassification, BertForTokenClassification
 
+from hf_distill.data.pixels import image_array
+from hf_distill.data.vision import check_images
 from hf_distill.evaluation.results import ModelResult, Results
 from hf_distill.models import GreyImageProcessor, MLPConfig, MLPForImageClassification
 from hf_distill.publishing.curves import PLOT, training_curves
@@ -610,6 +614,52 @@ class TestSnippets:
         assert "import hf_distill.models  # registers" in text
         printed = self.run(text, "student", {"red", "green", "blue"})
         assert printed[1].strip() in printed[0]
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("kind", ["16-bit", "float", "transparent", "rotated"])
+    def test_images_are_read_as_in_training(self, kind, channels):
+        """A snippet whose pixels are white, black or on their side, and whose labels are wrong."""
+        random = np.random.default_rng(0).integers(0, 256, (8, 12, 4), dtype=np.uint8)
+        turned = Image.Exif()
+        turned[ExifTags.Base.Orientation] = 6
+        image, options = {
+            "16-bit": (Image.fromarray(random[..., 0].astype(np.uint16) * 200), {}),
+            "float": (Image.fromarray(np.float32(random[..., 0] / 300)), {}),
+            "transparent": (Image.fromarray(random), {}),
+            "rotated": (Image.fromarray(random[..., :3].copy()), {"exif": turned}),
+        }[kind]
+        image.save("image.png", "TIFF" if kind == "float" else "PNG", **options)
+        rows = Dataset.from_dict({"image": ["image.png"]}).cast_column("image", datasets.Image())
+        counts = dict(check_images(rows, "image", "train", "#204060"))
+        assert counts == {kind: 1}
+        shape = {"model_type": "hf_distill_mlp", "image_size": 8, "num_channels": channels}
+        recipe = {**IMAGES, "student": {"config": shape}, "data": {**IMAGES["data"], "background": "#204060"}}
+        MLPForImageClassification(MLPConfig(image_size=8, num_channels=channels, **tiny.labels())).save_pretrained("s")
+        size = {"height": 8, "width": 8}
+        (image_processor((8, 8), 3) if channels == 3 else GreyImageProcessor(size=size)).save_pretrained("s")
+        text = self.card(recipe, ["red", "green", "blue"], num_channels=channels, unusual_images=counts)
+        assert "Among the images of its data were 1 " in text
+        expected = image_array(rows[0]["image"], channels, "#204060")
+        for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            variables: dict = {}
+            with redirect_stdout(io.StringIO()) as output:
+                exec(compile(snippet.replace("ada/student", "s"), "README.md", "exec"), variables)
+            assert any(label in output.getvalue() for label in ("red", "green", "blue"))
+            assert np.array_equal(np.asarray(variables["image"]).reshape(expected.shape), expected)
+
+    def test_an_adapter_reads_images_as_in_training(self):
+        """Its one snippet has the image for both ways of use."""
+        recipe, plain = scenario("adapter")
+        recipe = recipe.model_copy(update={"task": "image-classification"})
+        found = replace(plain, task="image-classification", data={**plain.data, "unusual_images": {"16-bit": 3}})
+        text = card_of(recipe, found, repo_id="ada/student").card.text
+        (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        assert snippet.startswith(
+            "import numpy as np\nimport torch\nfrom peft import PeftModel\nfrom PIL import Image\n"
+        )
+        assert snippet.count("np.asarray(image) / 257") == 1
+        assert snippet.rstrip().endswith("print(classify(image))")
+        compile(snippet, "README.md", "exec")
 
     @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
     def test_an_adapter(self):

@@ -282,6 +282,7 @@ class TestConflicts:
             ([("dataset:", "path: x, dataset:")], "data: give exactly one of dataset, path; got dataset and path"),
             ([("{from_teacher: {layers: [0, 5]}}", "{}")], "student: give exactly one of model, config, from_teacher"),
             ([("eval_split: v", "image_column: x, eval_split: v")], "data.image_column: has no effect in text-classif"),
+            ([("eval_split: v", "background: black, eval_split: v")], "data.background: has no effect in text-classif"),
             ([("eval_split: v", "augment: {}, eval_split: v")], "data.augment: has no effect in text-classification"),
             ([("eval_split: v", "processor: {}, eval_split: v")], "data.processor: expected the Hub id or folder of a"),
             ([(TEACHER, "{config: {model_type: bert}}")], "teacher: a teacher made from a config knows nothing yet"),
@@ -305,6 +306,22 @@ class TestConflicts:
             "data.max_length: has no effect in image-classification",
         ]
 
+    @pytest.mark.parametrize("written", ["#808080", "whitish", "'#ffffff80'", "0", "[255, 255, 255]"])
+    def test_a_ground_that_is_no_opaque_colour(self, written):
+        """Without quotes #808080 is a comment of YAML, and the ground is white; half of one mixes with black."""
+        images = ("text-classification", "image-classification"), ("text_column: sentence, ", "")
+        data = DATA.replace("text_column: sentence, ", "").replace("}", f", background: {written}\n }}")
+        (found,) = problems(*images, (DATA.replace("text_column: sentence, ", ""), data))
+        assert found.startswith("data.background: expected an opaque colour, a name such as white or '#rrggbb' in quot")
+
+    @pytest.mark.parametrize("written", ["black", "'#808080'", "'rgb(0, 10, 20)'"])
+    def test_a_ground_is_any_opaque_colour(self, written):
+        """A name that PIL knows and the recipe refuses."""
+        recipe = load(
+            ("text-classification", "image-classification"), ("text_column: sentence", f"background: {written}")
+        )
+        assert recipe.data.background == yaml.safe_load(written)
+
     def test_an_augmentation_of_a_teacher_that_is_not_trained(self):
         """It changes nothing."""
         recipe = ("text-classification", "image-classification"), ("text_column: sentence, ", "")
@@ -327,6 +344,7 @@ class TestOverrides:
             ("use_cpu=true", True),
             ("run_name=a=b", "a=b"),
             ("run_name=null", None),
+            ("run_name=#808080", "#808080"),
         ],
     )
     def test_a_value_is_read_as_yaml_with_numbers_as_people_write_them(self, override, value):
@@ -533,6 +551,8 @@ class TestSeveralTeachersAndStages:
         recipe = load_recipe("text/sst2_minilm", ["student.from_teacher.layers=[1, 3]"])
         command = command_for(recipe, "text/sst2_minilm")
         assert shlex.split(command)[2:] == ["text/sst2_minilm", "student.from_teacher.layers=[1, 3]"]
+        recipe = load_recipe("vision/digits", ["data.background=#808080"])
+        assert load_recipe("vision/digits", shlex.split(command_for(recipe, "vision/digits"))[3:]) == recipe
 
     @pytest.mark.parametrize(
         ("sections", "message"),

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, Value
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers.utils import logging
 
 from hf_distill.data.vision import ImageRows, check_images, image_array
 
@@ -22,6 +23,12 @@ def encoded(row: int, *, mode: str = "RGB", kind: str = "PNG", size: int = SIZE)
     pixels = np.random.default_rng(row).integers(0, 256, (size, size, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+def of_image(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -54,7 +61,7 @@ class TestWithoutAugmentation:
             assert torch.equal(rows[place]["pixel_values"], expected)
             assert rows[place]["labels"] == place
 
-    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+    @pytest.mark.parametrize("mode", ["L", "RGB", "P"])
     @pytest.mark.parametrize("channels", [1, 3])
     def test_every_kind_of_image_has_the_channels_that_the_model_takes(self, mode, channels):
         """A grey image between colour ones stops the run; a colour table read as brightness is noise."""
@@ -89,6 +96,34 @@ class TestWithoutAugmentation:
         """Two channels would be read as grey or colour at random."""
         with pytest.raises(ValueError, match=r"num_channels must be 1 \(grey\) or 3 \(colour\), got 2"):
             images(num_channels=2)
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_transparent_and_16_bit_images_are_read_as_their_ordinary_likes(self, channels):
+        """Glyphs that are all black, and white in place of 256 grey values."""
+        ramp = np.arange(64, dtype=np.uint8).reshape(SIZE, SIZE) * 4
+        hole = Image.fromarray(ramp).convert("LA")
+        hole.putalpha(Image.fromarray(np.where(ramp < 100, 0, 255).astype(np.uint8)))
+        files = [
+            *(of_image(each) for each in (Image.fromarray(ramp), Image.fromarray(np.where(ramp < 100, 128, ramp)))),
+            *(of_image(each) for each in (Image.fromarray(ramp.astype(np.uint16) * 257), hole)),
+        ]
+        rows = ImageRows(rows_of(files), "image", processor(channels), num_channels=channels, background="#808080")
+        plain, on_grey, deep, transparent = (row["pixel_values"] for row in rows.__getitems__(range(4)))
+        assert torch.equal(deep, plain)
+        assert torch.equal(transparent, on_grey)
+        assert not torch.equal(plain, on_grey)
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+    def test_a_mode_that_the_data_set_declares_comes_after_scale_and_ground(self, mode):
+        """Decoding converts to it: alpha is dropped and 16 bits are clipped before anyone looks."""
+        wide = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(SIZE, SIZE) * 1028)
+        rows = rows_of([of_image(wide), of_image(Image.new("RGBA", (SIZE, SIZE))), encoded(0)])
+        declared = ImageRows(rows.cast_column("image", datasets.Image(mode=mode)), "image", processor())
+        plain = ImageRows(rows, "image", processor())
+        for place in range(2):
+            assert torch.equal(declared[place]["pixel_values"], plain[place]["pixel_values"])
+        expected = Image.open(io.BytesIO(encoded(0))).convert(mode).convert("RGB")
+        assert torch.equal(declared[2]["pixel_values"], processor()(expected, return_tensors="pt")["pixel_values"][0])
 
 
 class TestAugmentation:
@@ -197,9 +232,26 @@ class TestTeachersWithTheirOwnProcessors:
                 pixels = rows[place]["teacher_pixel_values"][number]
                 assert torch.equal(pixels, alone[place]["pixel_values"])
 
+    def test_each_teacher_sees_the_same_ground(self):
+        """A student on black beside a teacher on white: two pictures of which one is not the soft target's."""
+        transparent = rows_of([of_image(Image.new("RGBA", (SIZE, SIZE)))])
+        teachers = [processor(1), processor()]
+        (row,) = ImageRows(
+            transparent, "image", processor(), teacher_processors=teachers, background="black"
+        ).__getitems__([0])
+        for view in (row["pixel_values"], *row["teacher_pixel_values"]):
+            assert view.max() == 0
+
     def test_without_teachers_rows_are_as_before(self):
         """An empty list in each row, which no collator can stack."""
         assert set(images()[0]) == {"pixel_values", "labels"}
+
+
+@pytest.fixture
+def told(caplog, monkeypatch):
+    """Return a function that gives what was logged so far."""
+    monkeypatch.setattr(logging.get_logger("hf_distill.data.vision"), "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records]
 
 
 class TestCheckImages:
@@ -234,3 +286,57 @@ class TestCheckImages:
         """None is not an image, nor a traceback."""
         with pytest.raises(ValueError, match="data: row 1 of the train split has no image"):
             check_images(rows_of([encoded(0), None]), "image", "train")
+
+    def test_an_image_that_cannot_be_scaled_is_named(self, tmp_path):
+        """Whole numbers of an unknown range are white or black; the run must not start."""
+        bad = of_image(Image.new("I", (4, 4), 300), "TIFF")
+        message = (
+            r"of the train split cannot be read rightly: an image has pixels from 300 to 300 .*, or take the row out"
+        )
+        with pytest.raises(ValueError, match=f"data: the image in row 1 {message}"):
+            check_images(rows_of([encoded(0), bad]), "image", "train")
+        (tmp_path / "a.tif").write_bytes(bad)
+        rows = Dataset.from_dict({"image": [str(tmp_path / "a.tif")]}, features=Features({"image": datasets.Image()}))
+        with pytest.raises(ValueError, match=rf"data: the image in row 0 \(.*a\.tif\) {message}"):
+            check_images(rows, "image", "train")
+
+    def test_what_is_read_otherwise_than_it_is_stored_is_counted_and_told(self, told):
+        """A ground that nobody chose, and a model card whose snippet reads other pixels."""
+        opaque, hole = Image.new("RGBA", (4, 4), "red"), Image.new("RGBA", (4, 4))
+        turned = Image.Exif()
+        turned[ExifTags.Base.Orientation] = 6
+        deep, floats = Image.fromarray(np.full((4, 4), 65_535, np.uint16)), Image.new("F", (4, 4), 0.5)
+        files = [
+            encoded(0),
+            *(of_image(each) for each in (opaque, hole, hole, deep)),
+            *(of_image(each, "TIFF") for each in (floats, deep)),
+            *(of_image(opaque.convert("RGB"), kind, exif=turned) for kind in ("JPEG", "PNG")),
+        ]
+        found = check_images(rows_of(files), "image", "train", "#808080")
+        assert found == {"transparent": 2, "16-bit": 2, "float": 1, "rotated": 2}
+        assert told() == [
+            "data: of the 9 images of the train split 2 have transparent pixels, composed on #808080 "
+            "(data.background); 2 have 16 bits, divided by 257 (the brightest pixel is 65,535 of 65,535); 1 are of "
+            "floats from 0 to 1, times 255"
+        ]
+
+    def test_16_bit_images_of_fewer_grey_values_are_told(self, told):
+        """12 bits of a scanner in a 16-bit file: of 4,096 values 16 are left, and nobody knows why."""
+        file = of_image(Image.fromarray(np.full((4, 4), 4095, np.uint16)))
+        check_images(rows_of([file]), "image", "test")
+        assert told()[1].startswith("data: the 16-bit images of the test split use 16 of 256 grey values")
+
+    def test_nothing_is_told_of_ordinary_images(self, told):
+        """A line at every start, of which nobody knows what to do."""
+        opaque = of_image(Image.new("RGBA", (4, 4), "red"))
+        assert check_images(rows_of([encoded(0), encoded(0, kind="JPEG"), opaque]), "image", "train") == {}
+        assert told() == []
+
+    def test_images_that_exif_data_turn_are_turned(self):
+        """A photo that lies on its side, in training or in the check alone."""
+        turned = Image.Exif()
+        turned[ExifTags.Base.Orientation] = 6
+        wide = Image.fromarray(np.arange(32, dtype=np.uint8).reshape(4, 8))
+        rows = ImageRows(rows_of([of_image(wide, exif=turned)]), "image", processor(), num_channels=1)
+        image = np.asarray(rows.rows[0]["image"])
+        assert np.array_equal(image, np.rot90(np.asarray(wide), -1))

@@ -7,8 +7,12 @@ import datasets
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.utils import logging
 
-from hf_distill.data.vision import TEACHER_PIXELS, channels_of, image_array
+from hf_distill.data.pixels import WHITE, image_array, plain_image
+from hf_distill.data.vision import TEACHER_PIXELS, channels_of
+
+logger = logging.get_logger(__name__)
 
 Kind = Literal["text", "words", "image"]
 
@@ -319,7 +323,15 @@ def _checked_image(value: Any, column: str) -> Image.Image:
             f"the teacher reads images, and the column {column!r} holds {type(value).__name__}, not a PIL image: name "
             f"an image column in teacher_input_columns, or let the rows bring {TEACHER_PIXELS!r}"
         )
-    return value
+    if value.has_transparency_data:
+        logger.warning_once(
+            f"The column {column!r} has images with transparency: the teacher sees them composed on {WHITE}. Compose "
+            "them yourself if the student sees another ground."
+        )
+    try:
+        return plain_image(value)
+    except ValueError as error:
+        raise ValueError(f"the teacher reads the column {column!r}, and {error}") from error
 
 
 def _pixels_for_each(value: Any, num_processors: int) -> list[Tensor]:

@@ -17,6 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import has_length
 
+from hf_distill.data.pixels import WHITE, is_plain
+
 DIGEST_SIZE = 16
 LABEL_COLUMNS = ("labels", "label", "label_ids")
 
@@ -223,7 +225,10 @@ def _encoded(value: Any, column: str = "") -> bytes:
         return _encoded_array(np.asarray(value), column)
     if isinstance(value, Image.Image):
         palette = value.palette.tobytes() if value.palette is not None else b""
-        return b"I" + b"".join(_encoded(part) for part in (value.mode, str(value.size), value.tobytes(), palette))
+        parts: list[Any] = [value.mode, str(value.size), value.tobytes(), palette]
+        if not is_plain(value):  # a teacher's view is of what the image is on its ground
+            parts += [value.info.get("transparency"), WHITE]
+        return b"I" + b"".join(_encoded(part) for part in parts)
     if isinstance(value, Mapping):
         names = sorted(value)
         return b"D" + _count(len(names)) + b"".join(_encoded(name) + _encoded(value[name], column) for name in names)
@@ -327,7 +332,8 @@ def _encoded_column(column: Any, name: str) -> tuple[list[bytes], np.ndarray]:
             return found
     values = column.to_pylist()
     if pa.types.is_struct(column.type) and {field.name for field in column.type} == {"bytes", "path"}:
-        values = [None if value is None else file_bytes(value) for value in values]
+        # Of images a teacher's view is made on this ground.
+        values = [None if value is None else WHITE.encode() + file_bytes(value) for value in values]
     return [_encoded(value, name) for value in values], np.array([_size(value) for value in values], np.int64)
 
 

@@ -11,14 +11,20 @@ from typing import Any
 from PIL import Image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from hf_distill.data.pixels import WHITE, plain_image
+
 
 class GreyImageProcessor(ViTImageProcessorPil):
-    """ViT's image processor, for images of one channel; `image_mean` and `image_std` have one number each."""
+    """ViT's image processor, for images of one channel; `image_mean` and `image_std` have one number each.
+
+    Transparent images are composed on `background`, as in training.
+    """
 
     image_mean = [0.5]
     image_std = [0.5]
+    background = WHITE
 
     def process_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
         """Make a PIL image grey, and leave to the parent what is an array already."""
-        grey = image.convert("L") if isinstance(image, Image.Image) else image
+        grey = plain_image(image, self.background).convert("L") if isinstance(image, Image.Image) else image
         return super().process_image(grey, *args, **kwargs)

@@ -124,7 +124,16 @@ def _data_words(data: Mapping[str, Any]) -> str:
 
 def _recipe(facts: Mapping[str, Any], repo_id: str) -> str:
     """Write a recipe whose rows are those that have soft targets; who learns is left to the reader."""
-    names = ("name", "revision", "train_split", "eval_split", "test_split", "max_train_rows", "max_length")
+    names = (
+        "name",
+        "revision",
+        "train_split",
+        "eval_split",
+        "test_split",
+        "max_train_rows",
+        "max_length",
+        "background",
+    )
     stated = facts["data"]
     data = {"dataset": stated.get("id") or "your-name/the-same-data"}
     data |= {name: stated[name] for name in names if stated.get(name) is not None}

@@ -18,8 +18,8 @@ class Known(Protocol):
 
     Attributes:
         task: one of the keys of `_AUTO_MODEL`.
-        data: of those that `Results.data` has `label_names`, `inputs` and `num_channels`, and beside them
-            `problem_type` (None: a single label) and `has_processor` (True).
+        data: of those that `Results.data` has `label_names`, `inputs`, `num_channels` and `unusual_images`, and beside
+            them `problem_type` (None: a single label) and `has_processor` (True).
         lineage: of those that `Results.lineage` has `student`.
     """
 
@@ -42,9 +42,9 @@ def usage(recipe: Mapping[str, Any], results: Known, name: str) -> str:
         name: the student's Hub id, or one to put the reader's own in the place of.
     """
     student = _Student(recipe, results, name)
+    parts = [student.reading] if student.reads_itself and student.has_processor else []
     if student.adapter_base is not None:
-        return "\n\n".join(_of_adapter(student))
-    parts = []
+        return "\n\n".join([*parts, *_of_adapter(student)])
     if student.is_own_architecture:
         processor = " For the images take `ViTImageProcessorPil` then, and grey ones." if student.is_grey else ""
         parts.append(
@@ -85,6 +85,8 @@ class _Student:
         self.base_revision = origin.get("revision")
         self.problem_type = results.data.get("problem_type")
         self.has_processor = results.data.get("has_processor", True)
+        self.unusual_images = results.data.get("unusual_images") or {}
+        self.background = recipe["data"].get("background", "white")
 
     @property
     def without_processor(self) -> str:
@@ -93,10 +95,65 @@ class _Student:
         return f"No {what} was saved with it: make its inputs by the one that its training rows were made by."
 
     @property
+    def reads_itself(self) -> bool:
+        """Tell whether the snippets read an image as the training did, which PIL and the pipeline alone do not."""
+        return self.is_image and bool(self.unusual_images)
+
+    @property
+    def reading(self) -> str:
+        """Return what is said of images that the training read otherwise than PIL and the pipeline do."""
+        ways = {
+            "16-bit": "of 16 bits (scaled to 8)",
+            "float": "of floats from 0 to 1 (scaled to 8 bits)",
+            "transparent": f"with transparent pixels (composed on {self.background})",
+            "rotated": "turned by their Exif data",
+        }
+        told = ", ".join(
+            f"{self.unusual_images[kind]:,} {way}" for kind, way in ways.items() if kind in self.unusual_images
+        )
+        return f"Among the images of its data were {told}. Read yours in the same way, as here."
+
+    @property
+    def imports(self) -> list[str]:
+        """Return the imports that reading an image takes, without torch's."""
+        if not self.reads_itself:
+            return ["from PIL import Image"] if self.is_image else []
+        numpy = ["import numpy as np"] if self.unusual_images.keys() & {"16-bit", "float"} else []
+        return [*numpy, "from PIL import Image" + (", ImageOps" if "rotated" in self.unusual_images else "")]
+
+    @property
+    def image(self) -> list[str]:
+        """Return the lines that read an image as the training did; see `hf_distill.data.pixels.plain_image`."""
+        lines = ['image = Image.open("image.png")']
+        if "rotated" in self.unusual_images:
+            lines = ['image = ImageOps.exif_transpose(Image.open("image.png"))']
+        for kind, is_so, scaled in (
+            ("16-bit", 'image.mode.startswith("I")', "/ 257"),
+            ("float", 'image.mode == "F"', "* 255"),
+        ):
+            if kind in self.unusual_images:
+                lines += [
+                    f"if {is_so}:",
+                    f'    image = Image.fromarray((np.asarray(image) {scaled}).round().astype("uint8"))',
+                ]
+        if "transparent" in self.unusual_images:
+            lines += [
+                "if image.has_transparency_data:",
+                f'    ground = Image.new("RGBA", image.size, "{self.background}")',
+                '    image = Image.alpha_composite(ground, image.convert("RGBA"))',
+            ]
+        return [*lines, f'image = image.convert("{self.image_mode}")']
+
+    @property
+    def image_mode(self) -> str:
+        """Return PIL's mode of the images that the model takes."""
+        return "L" if self.is_grey else "RGB"
+
+    @property
     def example(self) -> str:
         """Return what the pipeline is called with."""
         if self.is_image:
-            return '"image.png"'
+            return "image" if self.reads_itself else '"image.png"'
         if self.is_pair:
             return '{"text": "The first text.", "text_pair": "The second one."}'
         return '"A text to classify."'
@@ -104,9 +161,11 @@ class _Student:
     @property
     def inputs(self) -> list[str]:
         """Return the lines that make the model's inputs."""
+        if self.reads_itself:
+            return [*self.image, 'inputs = processor(images=image, return_tensors="pt")']
         if self.is_image:
-            mode = "L" if self.is_grey else "RGB"
-            return [f'inputs = processor(images=Image.open("image.png").convert("{mode}"), return_tensors="pt")']
+            image = f'Image.open("image.png").convert("{self.image_mode}")'
+            return [f'inputs = processor(images={image}, return_tensors="pt")']
         texts = '"The first text.", "The second one."' if self.is_pair else '"A text to classify."'
         cut = f", truncation=True, max_length={self.max_length}" if self.max_length else ""
         return [f'inputs = tokenizer({texts}{cut}, return_tensors="pt")']
@@ -133,8 +192,10 @@ class _Student:
 def _pipeline(student: _Student) -> list[str]:
     whole_words = ', aggregation_strategy="first"' if student.task == "token-classification" else ""
     return [
+        *(student.imports if student.reads_itself else []),
         "from transformers import pipeline",
         "",
+        *(student.image if student.reads_itself else []),
         f'classify = pipeline("{student.task}", model="{student.name}"{student.remote_code}{whole_words})',
         f"print(classify({student.example}))",
     ]
@@ -149,8 +210,9 @@ def _by_itself(student: _Student) -> list[str]:
         ]
     processor = "processor" if student.is_image else "tokenizer"
     return [
+        *student.imports[:-1],
         "import torch",
-        *(["from PIL import Image"] if student.is_image else []),
+        *student.imports[-1:],
         f"from transformers import {', '.join(sorted((student.auto_model, student.processor)))}",
         "",
         f'{processor} = {student.processor}.from_pretrained("{student.name}"{student.remote_code})',
@@ -182,9 +244,10 @@ def _of_adapter(student: _Student) -> list[str]:
         imports = ["from peft import PeftModel", f"from transformers import {student.auto_model}", ""]
         return [words, student.without_processor, _python(*imports, *models)]
     loading = [
+        *student.imports[:-1],
         "import torch",
         "from peft import PeftModel",
-        *(["from PIL import Image"] if student.is_image else []),
+        *student.imports[-1:],
         f"from transformers import {', '.join(sorted((student.auto_model, student.processor)))}, pipeline",
         "",
         *models,

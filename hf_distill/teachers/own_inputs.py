@@ -14,7 +14,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_distill.data.vision import channels_of, image_array
+from hf_distill.data.pixels import image_array
+from hf_distill.data.vision import channels_of
 from hf_distill.models.auto import AUTO_CLASSES
 
 _NO_LIMIT = 10**9  # a tokenizer that knows of no limit says that it is 10**30
