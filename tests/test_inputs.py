@@ -189,18 +189,19 @@ class TestImages:
 
     def test_all_models_see_the_recipes_ground_and_so_does_the_saved_processor(self):
         """A student on white beside a teacher on black; a published processor that reads other pixels than training."""
-        tiny.resnet(num_channels=1).save_pretrained("ready")
-        ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.0], image_std=[1.0]).save_pretrained(
-            "ready"
-        )
-        sections = {"teacher": {"model": "ready"}, "student": {"config": mlp(8)}}
+        processor = {"image_mean": [0.0], "image_std": [1.0]}
+        sections = {"teacher": {"config": mlp(16)}, "student": {"config": mlp(8)}}
         _, plain = image_inputs(**sections)
         assert plain.unusual_images == {}
         Image.new("RGBA", (8, 8)).save("data/train/a/0.png")
         Image.new("RGBA", (8, 8)).save("data/validation/a/0.png")
         for ground, value in (("black", 0.0), ("#333333", 0.2)):
             recipe, inputs = inputs_of(
-                {"task": "image-classification", "data": {"path": "data", "background": ground}, **sections}
+                {
+                    "task": "image-classification",
+                    "data": {"path": "data", "background": ground, "processor": processor},
+                    **sections,
+                }
             )
             teacher, student = inputs.reader(recipe.teachers[0]), inputs.reader(recipe.student)
             assert inputs.unusual_images == {"transparent": 2}

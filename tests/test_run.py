@@ -9,10 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import tiny
 import torch
 import yaml
+from datasets import ClassLabel, Dataset, DatasetDict, Features
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
@@ -137,6 +141,30 @@ def test_images_from_recipe_to_results():
     assert model.config.hidden_sizes == [16]
     processor = AutoImageProcessor.from_pretrained("out/student")
     assert processor.size["height"] == 8
+
+
+def glyphs(count: int) -> Dataset:
+    """Squares and bars in black: the picture is in the alpha channel alone."""
+    pixels = np.zeros((count, 8, 8, 4), np.uint8)
+    pixels[::2, 2:6, 2:6, 3] = 255
+    pixels[1::2, 3:5, :, 3] = np.arange(count // 2).reshape(-1, 1, 1) + 155
+    rows = {"image": [Image.fromarray(each) for each in pixels], "label": [i % 2 for i in range(count)]}
+    return Dataset.from_dict(
+        rows, features=Features({"image": datasets.Image(), "label": ClassLabel(names=["a", "b"])})
+    )
+
+
+def test_transparent_images_from_recipe_to_results_and_card():
+    """Glyphs that are one black picture: teacher and student at chance, and a card whose snippet drops the glyph."""
+    DatasetDict({"train": glyphs(64), "test": glyphs(32)}).save_to_disk("data")
+    recipe = digits_recipe(data={"path": "data"}, baseline=False)
+    results = run(recipe)
+    assert (results.teacher.metrics["accuracy"], results.student.metrics["accuracy"]) == (1.0, 1.0)
+    assert results.data["unusual_images"] == {"transparent": 96}
+    card = Path("out/student/README.md").read_text()
+    assert card.count('ground = Image.new("RGBA", image.size, "white")') == 2
+    with pytest.raises(ValueError, match=r"other settings \(data\.background: 'white' -> 'black'\)"):
+        run({**recipe, "data": {"path": "data", "background": "black"}})
 
 
 def test_words_with_tags_from_recipe_to_results():

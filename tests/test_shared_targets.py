@@ -387,6 +387,9 @@ class TestWhatDoesNotFit:
         del again["training"]["teacher_logits_views"], again["training"]["precompute_teacher_logits"]
         again["training"]["seed"] = 5
         assert "(made with training.seed 42 there and 5 here)" in refusal(again)
+        del again["training"]["seed"]
+        again["data"] = {**again["data"], "background": "black"}
+        assert "(made with data.background 'white' there and 'black' here)" in refusal(again)
 
 
 @pytest.mark.parametrize(

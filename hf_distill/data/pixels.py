@@ -24,6 +24,7 @@ def plain_image(image: Image.Image, background: str = WHITE) -> Image.Image:
 
     The scale is that of the pixels' type, the same for every image: 16 bits without a sign are divided by 257, floats
     are from 0 to 1. Whole numbers of 32 bits have no such range; from 0 to 255 they are what they would be in 8 bits.
+    Of 16 bits in colour PIL itself keeps the upper 8.
 
     Args:
         image: of any mode.
