@@ -13,11 +13,11 @@ from hf_distill.publishing.files import Outgoing, safetensors_header
 from hf_distill.publishing.repository import Destination
 from hf_distill.publishing.target_sharing import preview, share
 from hf_distill.schema import Recipe
-from hf_distill.staging import opened, settle_devices
+from hf_distill.staging import objection_to, opened, settle_devices
 from hf_distill.teacher_answers import judged, targets_folder
 from hf_distill.teacher_facts import read_facts
 from hf_distill.teachers.cache_key import key_differences
-from hf_distill.teachers.quality import measure_quality
+from hf_distill.teachers.quality import ChanceTeacherError, check_quality, measure_quality
 from hf_distill.teachers.soft_targets import SoftTargets, shards_in
 
 
@@ -75,11 +75,11 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
         )
         PartialState().wait_for_everyone()
     objection = None
-    if quality is not None and quality.is_chance and not recipe.training.get("allow_untrained_teacher"):
-        objection = (
-            f"the teacher predicts the labels no better than chance ({quality}): train it longer, look at its inputs, "
-            "or set training.allow_untrained_teacher=true"
-        )
+    if quality is not None and not recipe.training.get("allow_untrained_teacher"):
+        try:
+            check_quality("the teacher", {None: quality})
+        except ChanceTeacherError as error:
+            objection = objection_to(error, members)
     files = shards_in(folder)
     return Cached(
         folder=folder,

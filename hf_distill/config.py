@@ -185,7 +185,8 @@ class DistillationConfig(TrainingArguments):
         default=False,
         metadata={
             "help": "Accept a teacher whose head was newly initialised on loading, or whose predictions on the "
-            "evaluation set are no better than chance."
+            "evaluation set are no better than chance, or fit its labels in another order; and give no warning of a "
+            "weak one."
         },
     )
     trust_remote_code: bool = field(

@@ -24,6 +24,7 @@ from hf_distill.models.auto import AUTO_CLASSES
 from hf_distill.schema import Augment, Recipe, Student, Teacher
 from hf_distill.settings import NOT_TRAINING, arguments
 from hf_distill.shared_targets import SharedTargets, origin_of_shared, shared_targets
+from hf_distill.teachers.quality import ChanceTeacherError
 from hf_distill.timing import Clock
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.workspace import Checkpoint, Workspace, refuse_mixed_folders
@@ -209,7 +210,10 @@ class Stages:
             model.config = saved.config
             history = checkpoint.state["log_history"]
         else:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
+            except ChanceTeacherError as error:
+                raise ValueError(objection_to(error, members)) from error
             history = trainer.state.log_history
         seconds = round(clock.seconds(), 3)
         self.curves[stage] = curve(history)
@@ -332,6 +336,17 @@ class Stages:
             **({"num_channels": self.inputs.reader(self.recipe.student).num_channels} if is_image else {}),
             **({"unusual_images": dict(self.inputs.unusual_images)} if self.inputs.unusual_images else {}),
         }
+
+
+def objection_to(error: ChanceTeacherError, members: Sequence[Member]) -> str:
+    """Say why a recipe's teachers are refused; those that it has trained are not called untrained."""
+    quality, cause = error.quality, error.quality.cause
+    if quality.order is None and any(member.seconds is not None for member in members):
+        cause = (
+            "most likely its training here was too short, or on too few rows of the rarer classes: train it longer, "
+            "at another learning rate or on more rows"
+        )
+    return f"{error.who} {quality.fault}: {cause}; or set training.allow_untrained_teacher=true to use it all the same"
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from hf_distill.teachers.assembling import (
 )
 from hf_distill.teachers.frozen import FrozenTeacher, check_logits
 from hf_distill.teachers.given import SOFT_TARGET_COLUMNS, refuse_empty_column
-from hf_distill.teachers.quality import TeacherQuality, measure_quality
+from hf_distill.teachers.quality import TeacherQuality, check_quality, measure_quality
 from hf_distill.teachers.remembering import Remembered
 from hf_distill.teachers.several import SeveralTeachers
 from hf_distill.teachers.teaching import TEACHER_INPUTS, Teaching
@@ -245,6 +245,7 @@ class TaughtTrainer(ResumableTrainer):
         return self._problem_type
 
     def _examine_teacher(self) -> None:
+        found: dict[str, dict[str | None, TeacherQuality]] = {}
         for name in self.eval_dataset if isinstance(self.eval_dataset, dict) else [None]:
             judged, labels = self._ask_teacher(self.get_eval_dataloader(name), is_remembered=True)
             if labels is None:
@@ -256,12 +257,10 @@ class TaughtTrainer(ResumableTrainer):
                     continue
                 self.teacher_quality = quality  # the whole comes last
                 logger.info(f"{who.capitalize()}: {quality}")
-                if quality.is_chance and not self.args.allow_untrained_teacher:
-                    raise ValueError(
-                        f"{who} predicts the evaluation labels no better than chance ({quality}): it is untrained, its "
-                        "labels are in another order, or its inputs are not the ones it was trained on. Pass "
-                        "allow_untrained_teacher=True to use it all the same."
-                    )
+                found.setdefault(who, {})[name] = quality
+        if not self.args.allow_untrained_teacher:
+            for who, qualities in found.items():
+                check_quality(who, qualities)
 
     def _refuse_unusable(self) -> None:
         """Raise ValueError if any soft target since the start was no number."""

@@ -282,8 +282,8 @@ class DistillationTrainer(PublishedTrainer):
         is None from there on.
 
         Raises:
-            ValueError: the teacher's logits are not numbers, its predictions are no better than chance and
-                `allow_untrained_teacher` is not set, or its soft targets cannot be precomputed.
+            ValueError: the teacher's logits are not numbers, its predictions are no better than chance (see
+                `TeacherQuality`) and `allow_untrained_teacher` is not set, or its soft targets cannot be precomputed.
         """
         uses_teacher = self._teaching is not None and (self.args.uses_teacher or trial is not None)
         if self.args.precompute_teacher_logits and uses_teacher:

@@ -49,7 +49,7 @@ MAY_USE: dict[str, set[str]] = {
     "staging": LOWER
     | {
         *("casting", "config", "inputs", "lineage", "schema", "settings", "shared_targets", "timing", "trainer"),
-        "workspace",
+        *("teachers.quality", "workspace"),
     },
     "teacher_answers": {"casting", "config", "precomputed", "schema", "staging", "teacher_facts", "trainer"},
     "run": {"casting", "environment", "evaluation", "publishing", "schema", "staging", "teacher_answers"},

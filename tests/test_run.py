@@ -121,6 +121,25 @@ def test_text_from_recipe_to_results():
     assert str(Path.cwd()) not in card
 
 
+def test_a_teacher_that_learned_nothing_here_is_refused_for_its_training():
+    """An hour of training called untrained; or lost, because the run can only begin anew."""
+    recipe = text_recipe(baseline=False)
+    labels = torch.randint(0, 2, (160,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [{**row, "label": ["negative", "positive"][i]} for row, i in zip(sentences(160), labels, strict=True)]
+    Path("data/validation.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(ValueError, match="the teacher predicts the evaluation labels no better than chance") as refused:
+        run(recipe)
+    message = str(refused.value)
+    assert "most likely its training here was too short" in message
+    assert "untrained," not in message
+    assert message.endswith("; or set training.allow_untrained_teacher=true to use it all the same")
+    before = load_file("out/teacher/model.safetensors")
+    trained_at = Path("out/teacher/model.safetensors").stat().st_mtime_ns
+    run({**recipe, "training": {**recipe["training"], "allow_untrained_teacher": True}})
+    assert Path("out/teacher/model.safetensors").stat().st_mtime_ns == trained_at
+    assert all(value.equal(before[name]) for name, value in load_file("out/teacher/model.safetensors").items())
+
+
 def test_accuracy_in_results_is_that_of_the_saved_student():
     """Results that belong to another state of the model than the one that was saved."""
     found = run(text_recipe())

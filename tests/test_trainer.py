@@ -210,6 +210,36 @@ class TestTeacher:
             made.train()
         assert same(weights(student), before)
 
+    def test_that_sees_one_class_alone_is_not_refused(self):
+        """The first rows of sorted data: a good teacher called untrained for three errors."""
+        rows = [{**row, "labels": torch.tensor(0)} for row in tiny.text_rows(60, "none")]
+        made = trainer(tiny.bert(0), tiny.bert(1), rows, eval_rows=rows, max_steps=1, allow_untrained_teacher=False)
+        with pytest.warns(
+            UserWarning, match="how good the teacher is cannot be told, the evaluation labels do not diff"
+        ):
+            made.train()
+        assert made.teacher_quality.ranking is None
+        made = trainer(tiny.bert(0), tiny.bert(1), rows, eval_rows=rows, max_steps=1)
+        made.train()  # all warnings are errors here
+
+    def test_that_is_good_on_one_evaluation_set_of_two_is_accepted(self):
+        """A second set of rows of another kind that stops the training."""
+        teacher = tiny.bert(1, initializer_range=0.5).eval()
+        rows = tiny.text_rows(120, "none")
+        with torch.no_grad():
+            answers = teacher(**batch_of(rows)).logits.argmax(-1)
+        known = [{**row, "labels": answer} for row, answer in zip(rows, answers, strict=True)]
+        others = [{**row, "labels": torch.tensor(i % 3)} for i, row in enumerate(rows)]
+        settings = {"max_steps": 1, "allow_untrained_teacher": False}
+        made = trainer(tiny.bert(0), teacher, known, eval_rows={"known": known, "others": others}, **settings)
+        with pytest.warns(UserWarning, match=r"the teacher \(evaluation set others\) .* chance"):
+            made.train()
+        made = trainer(tiny.bert(0), teacher, known, eval_rows={"others": others}, **settings)
+        with pytest.raises(
+            ValueError, match=r"the teacher \(evaluation set others\) predicts .* no better than chance"
+        ):
+            made.train()
+
     def test_that_knows_its_labels_is_accepted(self):
         """The check must not refuse a good teacher."""
         teacher = tiny.bert(1, initializer_range=0.5)
