@@ -383,9 +383,15 @@ def test_classes_without_a_row_have_their_place_in_an_order() -> None:
     """An order with one class twice."""
     labels = torch.arange(100) % 2
     quality = measured(logits_for((2 - labels).tolist(), 4), labels, SINGLE)  # says 2 for 0
-    assert quality.order is not None
-    assert sorted(quality.order) == [0, 1, 2, 3]
-    assert (quality.order[2], quality.order[1]) == (0, 1)
+    assert quality.order == (2, 1, 0, 3)
+
+
+def test_a_flawless_teacher_is_in_its_own_order() -> None:
+    """A perfect teacher refused for the rounding of a sum."""
+    for num_classes in range(2, 40):
+        labels = torch.arange(7 * num_classes) % num_classes
+        quality = measured(logits_for(labels.tolist(), num_classes), labels, SINGLE)
+        assert (quality.order, verdict(quality)) == (None, "accepted")
 
 
 def test_a_cause_that_is_certain_comes_first() -> None:

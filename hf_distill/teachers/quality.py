@@ -242,7 +242,8 @@ def _quality(
     in_order = float(agreement[range(len(order)), order].sum())
     gain_by_luck = _standard_error(ranks, true[:, order] - true, counts) / total
     gain_by_luck *= math.sqrt(2 * (math.lgamma(len(order) + 1) + 7))  # one in a thousand, of any of all orders
-    is_reordered = in_order - ranking > gain_by_luck and 1 - in_order < (1 - ranking) / 2
+    is_moved = order != list(range(len(order)))
+    is_reordered = is_moved and in_order - ranking > gain_by_luck and 1 - in_order < (1 - ranking) / 2
     scale, chance = (0.5, 0.5) if measure == "accuracy" else (1.0, 0.0)
     return TeacherQuality(
         measure,
