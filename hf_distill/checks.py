@@ -2,14 +2,15 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import datasets
 from torch import nn
 
 from hf_distill.config import DistillationConfig
-from hf_distill.objective.losses import MISSING_LABEL, ProblemType
+from hf_distill.data.identity import LABEL_COLUMNS
+from hf_distill.data.label_columns import LabelSpace, class_names, is_readable, label_columns, shortened
+from hf_distill.objective.losses import ProblemType
 
 
 def check_arguments(args: Any) -> None:
@@ -54,28 +55,88 @@ def check_label_settings(
         )
 
 
-def check_labels(dataset: Any, num_labels: int | None, problem_type: ProblemType | None) -> None:
-    """Refuse class labels that the student has no logit for.
+def check_labels(dataset: Any, space: LabelSpace, *, is_usual: bool) -> int | None:
+    """Refuse labels of a data set that the student cannot learn, or that are not clearly its labels.
 
-    Looked at are columns of whole numbers in a `datasets.Dataset`; what else there may be shows in the first batch.
+    Looked at is what is at hand: the columns of any data set that names them, and the labels of a `datasets.Dataset`
+    and of a list. The rest shows in the batches (`LabelCollator`).
+
+    Args:
+        dataset: a data set, or None.
+        space: what the labels may be.
+        is_usual: the collator is one of Transformers', whose columns of labels are known.
+
+    Returns:
+        how many labels there are, missing ones left out; None if that is not known.
 
     Raises:
-        ValueError: the message says which labels there are and which there may be.
+        ValueError: two columns may be the labels, the data number the classes in another order than the student, or
+            labels are none of its classes.
     """
-    if not isinstance(dataset, datasets.Dataset) or num_labels is None or len(dataset) == 0:
-        return
-    column = next((name for name in ("labels", "label") if name in dataset.column_names), None)
-    if column is None or problem_type not in (None, "single_label_classification"):
-        return
-    if not str(getattr(dataset.features[column], "dtype", "")).startswith("int"):
-        return
-    values = dataset.select_columns(column).with_format("numpy")[:][column]
-    present = values[values != MISSING_LABEL]
-    if present.size and (present.min() < 0 or present.max() >= num_labels):
+    columns = label_columns(dataset) if is_usual else None
+    if columns is None:
+        return None
+    names, candidates = columns
+    if len(candidates) > 1:
         raise ValueError(
-            f"the labels run from {present.min()} to {present.max()}, the student has {num_labels} classes: labels "
-            f"must be 0 to {num_labels - 1}, or {MISSING_LABEL} where one is missing"
+            f"the labels are in {candidates[0]!r} or in {candidates[1]!r}, and the data have both columns: remove the "
+            f"one that is not meant (dataset.remove_columns), or rename it"
         )
+    if not candidates:
+        return 0
+    column = candidates[0]
+    if space.are_classes():
+        _check_order(class_names(dataset, column), space, column)
+    return space.check_column(dataset, column) if is_readable(dataset) and len(dataset) else None
+
+
+def _check_order(of_data: Sequence[str], space: LabelSpace, column: str) -> None:
+    """Refuse data that number classes of the same names in another order than the student."""
+    places = {name: space.index_of(name) for name in of_data} if space.names else {}
+    moved = [name for place, name in enumerate(of_data) if places.get(name) not in (None, place)]
+    if moved:
+        mapping = ", ".join(f"{name!r}: {place}" for place, name in enumerate(space.names[:10]))
+        raise ValueError(
+            f"the data number the classes {shortened(of_data)}, the models {shortened(space.names)}: {moved[0]!r} is "
+            f"{list(of_data).index(moved[0])} in the column {column!r} and {places[moved[0]]} for the models. Renumber "
+            f"the data: dataset.align_labels_with_mapping({{{mapping}{', ...' if len(space.names) > 10 else ''}}}, "
+            f"{column!r}). If they have the models' numbers already, and only their names are out of date, drop those: "
+            f"dataset.cast_column({column!r}, datasets.Value('int64'))"
+        )
+
+
+def check_is_labelled(dataset: Any, num_labels: int | None, alpha: float) -> None:
+    """Refuse training data without labels where a part of the loss is theirs.
+
+    Args:
+        dataset: the training data.
+        num_labels: how many labels `check_labels` has found; None: not known.
+        alpha: the largest weight of the label loss, above 0.
+
+    Raises:
+        ValueError: no column holds labels.
+    """
+    columns = label_columns(dataset)
+    if num_labels != 0 or columns is None:
+        return
+    names, candidates = columns
+    if not candidates:
+        raise ValueError(no_labels(alpha, names))
+    warnings.warn(
+        f"alpha is {alpha:g}, and all labels in the column {candidates[0]!r} of the training data are missing: the "
+        "student learns from the teacher alone, which alpha 0 says",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def no_labels(alpha: float, names: Iterable[str]) -> str:
+    """Say that there are no labels for the label loss, among columns or entries of a batch."""
+    return (
+        f"alpha is {alpha:g}, the weight of the label loss, and the training data have no labels: there is no column "
+        f"{' or '.join(LABEL_COLUMNS)} among {', '.join(names)}. Rename the one that holds them "
+        "(dataset.rename_column(..., 'labels')), or set alpha to 0 to learn from the teacher alone"
+    )
 
 
 def check_what_is_kept(args: DistillationConfig, problem_type: ProblemType, num_labels: int | None) -> None:
@@ -100,12 +161,26 @@ def check_what_is_kept(args: DistillationConfig, problem_type: ProblemType, num_
 
 
 def warn_of_frozen_head(student: nn.Module) -> None:
-    """Warn of a PEFT student whose new head would neither be trained nor saved."""
-    for name, adapter in (getattr(student, "peft_config", None) or {}).items():
-        if getattr(adapter, "task_type", None) is None and not getattr(adapter, "modules_to_save", None):
-            warnings.warn(
-                f"the PEFT adapter {name!r} has no task_type, so the student's classification head is neither trained "
-                "nor saved: set task_type='SEQ_CLS' (or 'TOKEN_CLS'), or modules_to_save, unless that is meant",
-                UserWarning,
-                stacklevel=3,
-            )
+    """Warn of a PEFT student whose classification head is neither trained nor saved."""
+    adapters = getattr(student, "peft_config", None) or {}
+    if not adapters:
+        return
+    base: Any = student.get_base_model()  # type: ignore[operator]
+    encoder = f"{getattr(base, 'base_model_prefix', '')}."
+    num_labels = getattr(getattr(base, "config", None), "num_labels", None)
+    # Of the head the layer of logits, its copy in modules_to_save, and an adapter of it.
+    head = {
+        name: parameter
+        for name, parameter in base.named_parameters()
+        if not name.startswith(encoder) and parameter.dim() and parameter.shape[0] == num_labels
+    }
+    if head and not any(parameter.requires_grad or ".modules_to_save." in name for name, parameter in head.items()):
+        tasks = {getattr(adapter, "task_type", None) for adapter in adapters.values()}
+        task = ", ".join(f"task_type {getattr(each, 'value', each)}" if each else "no task_type" for each in tasks)
+        warnings.warn(
+            f"the student's PEFT adapter ({', '.join(adapters)}) has {task}, so its classification head "
+            f"({next(iter(head))}) is neither trained nor saved: set task_type='SEQ_CLS' (or 'TOKEN_CLS'), or "
+            "modules_to_save, unless that is meant",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -250,6 +250,11 @@ class DistillationConfig(TrainingArguments):
         return self.alpha > 0 or (self.alpha_end is not None and self.alpha_end > 0)
 
     @property
+    def most_alpha(self) -> float:
+        """Return the largest weight that labels have at any step."""
+        return self.alpha if self.alpha_end is None else max(self.alpha, self.alpha_end)
+
+    @property
     def last_alpha(self) -> float:
         """Return alpha at the end of the training, by which evaluation goes."""
         return self.alpha if self.alpha_end is None else self.alpha_end

@@ -15,6 +15,7 @@ from hf_distill.environment import environment
 from hf_distill.evaluation.results import curve
 from hf_distill.lineage import NOWHERE, model_origin
 from hf_distill.publishing.trainer_card import Training
+from hf_distill.teachers.label_space import names_in_order
 from hf_distill.teachers.loading import task_of, unwrapped
 from hf_distill.teachers.specialists import Specialist
 
@@ -180,7 +181,7 @@ def training_facts(trainer: Any, lineage: Lineage, finetuned_from: str | None) -
         },
         lineage=lineage.origins(finetuned_from, args.seed, _data_origin(rows)),
         data={
-            "label_names": list(getattr(config, "id2label", {}).values()),
+            "label_names": names_in_order(getattr(config, "id2label", None) or {}),
             "problem_type": trainer._problem_type,
             "num_channels": getattr(config, "num_channels", 3),
             "has_processor": _processor(trainer) is not None,

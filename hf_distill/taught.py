@@ -9,14 +9,27 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
-from hf_distill.checks import check_arguments, check_label_settings, check_labels, warn_of_frozen_head
+from hf_distill.checks import (
+    check_arguments,
+    check_is_labelled,
+    check_label_settings,
+    check_labels,
+    warn_of_frozen_head,
+)
 from hf_distill.config import DistillationConfig
 from hf_distill.data.collate import TeacherViews, guess_columns
+from hf_distill.data.label_columns import (
+    LabelCollator,
+    LabelSpace,
+    holds_targets,
+    label_columns,
+    without_hidden_labels,
+)
 from hf_distill.data.target_columns import SoftTargetColumns
 from hf_distill.data.vision import TEACHER_PIXELS
 from hf_distill.data.with_targets import CACHED_LOGITS
@@ -25,6 +38,7 @@ from hf_distill.resuming import ResumableTrainer
 from hf_distill.teachers.assembling import (
     Circumstances,
     Views,
+    class_names,
     load_members,
     members_of,
     put_to_work,
@@ -77,7 +91,8 @@ class TaughtTrainer(ResumableTrainer):
         if self.label_names != ["labels"]:
             raise ValueError(f"a classifier's label column is 'labels', this student's are {self.label_names}")
         student = self._bare_student()
-        self.data_collator: Any
+        self.data_collator: Any = LabelCollator(self.data_collator, LabelSpace(None))
+        self._labels = self.data_collator
         self._is_token_level = "TokenClassification" in type(student).__name__
         self.teacher: Any = None
         self.teacher_quality: TeacherQuality | None = None
@@ -108,10 +123,36 @@ class TaughtTrainer(ResumableTrainer):
                 "a classifier is distilled with data parallelism (DDP, FSDP, ZeRO): tensor, context and sequence "
                 "parallelism are not supported"
             )
-        evaluation_sets = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        num_labels = getattr(self._student_config, "num_labels", None)
-        for dataset in [self.train_dataset, *evaluation_sets]:
-            check_labels(dataset, num_labels, self._problem_type)
+        self._labels.space = self._label_space()
+        found = [self._check_labels(dataset) for dataset in [self.train_dataset, *self._evaluation_sets()]]
+        if self.args.uses_labels and self._labels.is_usual:
+            check_is_labelled(self.train_dataset, found[0], self.args.most_alpha)
+
+    def _label_space(self) -> LabelSpace:
+        columns = label_columns(self.train_dataset)
+        is_multi = columns is not None and any(holds_targets(self.train_dataset, name) for name in columns[1])
+        implied = "multi_label_classification" if is_multi and not self._is_token_level else None
+        return LabelSpace(
+            num_labels=getattr(self._student_config, "num_labels", None),
+            names=tuple(class_names(self._bare_student(), self._teaching)),
+            problem_type=self._problem_type or implied,
+            token_level=self._is_token_level,
+        )
+
+    def _check_labels(self, dataset: Any) -> int | None:
+        return check_labels(dataset, self._labels.space, is_usual=self._labels.is_usual)
+
+    def _evaluation_sets(self) -> list[Any]:
+        return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """Return the batches of a test set; labels that are all -1, which are not public, are left out."""
+        return super().get_test_dataloader(without_hidden_labels(test_dataset))
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader:
+        if not any(dataset is known for known in [self.train_dataset, *self._evaluation_sets()]):
+            self._check_labels(dataset)
+        return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _take_on(self, teacher: Any, processing_class: Any, student: nn.Module) -> None:
         circumstances = Circumstances(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, default_compute_objective, has_length
 
-from hf_distill.checks import check_label_settings
+from hf_distill.checks import check_label_settings, no_labels
 from hf_distill.config import DistillationConfig
 from hf_distill.objective.losses import MISSING_LABEL, ProblemType, label_loss, label_mask, soft_target_loss
 from hf_distill.published import PublishedTrainer
@@ -34,8 +34,9 @@ class DistillationTrainer(PublishedTrainer):
     The loss is `alpha * label_loss + (1 - alpha) * T^2 * KL(teacher / T || student / T)`, each term a mean over the
     whole accumulated batch of all processes: over the rows (or tokens) for the soft targets, over the labels that are
     not missing for the label loss. Accumulated micro-batches, even or not, and several processes therefore give the
-    gradient of the one full batch. Rows whose label is -100, and data without a label column, learn from the teacher
-    alone. alpha and temperature may move during the training (`schedule`); evaluation uses their end values.
+    gradient of the one full batch. Rows whose label is -100 or null learn from the teacher alone; data without a label
+    column do so where `alpha` is 0. Text labels are the classes of these names in the student's `id2label`. alpha and
+    temperature may move during the training (`schedule`); evaluation uses their end values.
 
     The teacher is frozen, stays in evaluation mode, and is part of no checkpoint, optimizer or state dict. The parts
     of the loss are logged beside `loss` as `soft_loss` and `label_loss` (before they are weighted).
@@ -58,7 +59,8 @@ class DistillationTrainer(PublishedTrainer):
 
     Raises:
         ValueError: the teacher cannot teach this student: it is the student or shares parameters with it, its labels,
-            inputs or kind of problem differ, its head is untrained; or a setting would have no effect.
+            inputs or kind of problem differ, its head is untrained; the data's labels are none of the student's, or
+            numbered in another order; or a setting would have no effect.
 
     References:
         Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
@@ -100,12 +102,14 @@ class DistillationTrainer(PublishedTrainer):
 
         Args:
             model: the student, as Accelerate has wrapped it.
-            inputs: the batch; `labels` may be missing.
+            inputs: the batch; `labels` may be missing where alpha is 0 and in evaluation.
             return_outputs: return `(loss, outputs)`; the outputs are the student's, without a loss.
             num_items_in_batch: the number of labels over all micro-batches and processes, as `Trainer` has it, with
                 that of the soft targets in its attribute `num_soft_targets`; a plain number counts both. None: this
                 batch is all there is.
         """
+        if self.args.uses_labels and model.training and inputs.get("labels") is None:
+            raise ValueError(no_labels(self.args.most_alpha, inputs))
         pending = self._pending(inputs, is_trained_on=model.training)
         outputs = model(**self._student_inputs(inputs))
         sums = self._loss_sums(outputs, inputs, pending, self._temperature(model.training))
@@ -160,8 +164,6 @@ class DistillationTrainer(PublishedTrainer):
             values = self._label_losses(outputs, logits, labels, problem_type)
             label = values.reshape(num_rows, -1).sum(-1)
             num_labels = label_mask(labels, problem_type).reshape(num_rows, -1).sum(-1)
-        elif not self.args.uses_teacher:
-            raise ValueError("alpha is 1, training on labels alone, and the batch has no labels")
         return LossSums(soft, num_soft.to(soft.dtype), label, num_labels.to(soft.dtype))
 
     def _label_losses(self, outputs: Any, logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Tensor:

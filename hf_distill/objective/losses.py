@@ -109,6 +109,8 @@ def label_loss(
     if problem_type == "single_label_classification":
         if labels.shape != logits.shape[:-1]:
             raise ValueError(_misfit(labels, logits, problem_type, "one class index for each row or token"))
+        if labels.is_floating_point():
+            raise ValueError(f"class labels must be whole numbers (torch.long), got {labels.dtype}: convert them")
         losses = F.cross_entropy(
             logits.flatten(0, -2),
             labels.flatten().long(),

@@ -1,5 +1,6 @@
 """Build a classifier: from a checkpoint, from a config, or from layers of a teacher."""
 
+import copy
 import re
 import textwrap
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ def model_from_checkpoint(
 ) -> PreTrainedModel:
     """Load a model to be trained, in single precision, with a head for the given labels.
 
+    A head for the same labels by name, in another order, is put into theirs.
+
     Args:
         name_or_path: Hub id or folder.
         task: `text-classification`, `token-classification` or `image-classification`.
@@ -41,6 +44,7 @@ def model_from_checkpoint(
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(name_or_path, **options)
+        order = _order_of_head(config, label_names)
         set_labels(config, label_names)
         model, report = AUTO_CLASSES[task].from_pretrained(
             name_or_path,
@@ -58,6 +62,8 @@ def model_from_checkpoint(
             f"the model {name_or_path!r} has a head for another number of labels ({', '.join(mismatched)} differ), the "
             f"data have {len(label_names)}: set new_head: true to train a new head"
         )
+    if order is not None:
+        _reorder_head(model, order)
     return model
 
 
@@ -152,6 +158,7 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> Pre
             weights[f"{stacks[0]}.{new_place[int(match[1])]}.{name[match.end() :]}"] = weight
     try:
         config = type(teacher.config).from_dict(settings)
+        set_labels(config, [name for _, name in sorted(config.id2label.items())])  # as numbers, also in label2id
         config.dtype = torch.float32
         student = type(teacher)(config).float()
         student.load_state_dict(weights)
@@ -167,6 +174,28 @@ def set_labels(config: Any, label_names: Sequence[str]) -> None:
     """Write the labels into a model's config, in the order of its logits."""
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: index for index, name in enumerate(label_names)}
+
+
+def _order_of_head(config: Any, label_names: Sequence[str]) -> list[int] | None:
+    """Return for each label the place that it has in a checkpoint's head; None: the same, or the names are others."""
+    names = [str(name).casefold() for _, name in sorted((config.id2label or {}).items())]
+    wanted = [name.casefold() for name in label_names]
+    if names == wanted or sorted(names) != sorted(wanted) or len(set(names)) < len(names):
+        return None
+    return [names.index(name) for name in wanted]
+
+
+def _reorder_head(model: PreTrainedModel, order: Sequence[int]) -> None:
+    """Give the logits another order; the head's weights are those that depend on the number of labels."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = len(order) + 1
+    with torch.device("meta"):
+        larger = dict(type(model)(config).named_parameters())
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            for dim, (size, other) in enumerate(zip(weight.shape, larger[name].shape, strict=True)):
+                if size != other:
+                    weight.copy_(weight.index_select(dim, torch.tensor(order)))
 
 
 def _shortened(error: BaseException) -> str:

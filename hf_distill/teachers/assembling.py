@@ -12,8 +12,8 @@ from hf_distill.objective.losses import PROBLEM_TYPES, ProblemType
 from hf_distill.teachers.ensemble import check_weights
 from hf_distill.teachers.frozen import FrozenTeacher, label_index, refuse_own_teacher
 from hf_distill.teachers.given import SOFT_TARGET_COLUMNS, CallableTeacher, ColumnTeacher
-from hf_distill.teachers.label_space import names_in_order
-from hf_distill.teachers.loading import load_teacher, task_of
+from hf_distill.teachers.label_space import has_generic_names, names_in_order
+from hf_distill.teachers.loading import load_teacher, task_of, unwrapped
 from hf_distill.teachers.own_inputs import difference, load_processor, most_tokens, refuse_mismatch
 from hf_distill.teachers.placement import check_placement, is_quantized, loading_options
 from hf_distill.teachers.several import SeveralTeachers, SpecialistAtWork
@@ -288,6 +288,9 @@ def put_to_work(
         try:
             if not views.are_stated[place]:
                 _check_inputs(_model_of(member), args, circumstances)
+            _give_padding_token(
+                _model_of(member), circumstances.processing_class if view is None else views.processors[view]
+            )
             if isinstance(member, Specialist):
                 index, classes = _specialist_index(member, circumstances.student)
                 at_work = _frozen(member.model, index, args, circumstances, view)
@@ -311,6 +314,15 @@ def _check_inputs(model: nn.Module, args: Any, circumstances: Circumstances) -> 
         revision=args.teacher_revision,
         trust_remote_code=args.trust_remote_code,
     )
+
+
+def _give_padding_token(model: nn.Module, tokenizer: Any) -> None:
+    """Tell a teacher whose config has no padding token which one its batches have, as `Trainer` tells the student."""
+    config: Any = getattr(unwrapped(model), "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    padding = getattr(getattr(tokenizer, "tokenizer", tokenizer), "pad_token_id", None)
+    if padding is not None and getattr(config, "pad_token_id", padding) is None:
+        config.pad_token_id = padding
 
 
 def _model_of(member: Any) -> Any:
@@ -359,6 +371,18 @@ def _specialist_index(member: Specialist, student: nn.Module) -> tuple[list[int]
     if theirs is None or all_names is None:
         raise ValueError("a specialist's classes are found by name: it and the student need a config with id2label")
     return specialist_columns(theirs, all_names, member.dustbin)
+
+
+def class_names(student: nn.Module, teaching: Teaching | None) -> list[str]:
+    """Name the classes in the order of the student's logits: as it does or, if it has no names, as a teacher does."""
+    names = _label_names(student) or []
+    if not has_generic_names(names):
+        return names
+    for member in teaching.generalists if isinstance(teaching, SeveralTeachers) else [teaching]:
+        theirs = _label_names(unwrapped(member.model)) if isinstance(member, FrozenTeacher) else None
+        if theirs and not has_generic_names(theirs):
+            return [theirs[index] for index in member.label_index or range(len(theirs))]
+    return []
 
 
 def _label_names(model: nn.Module) -> list[str] | None:

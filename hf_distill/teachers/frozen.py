@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hf_distill.objective.losses import ProblemType
 from hf_distill.teachers.label_space import align_labels, names_in_order
-from hf_distill.teachers.loading import forward_parameters, logits_of
+from hf_distill.teachers.loading import forward_parameters, logits_of, unwrapped
 from hf_distill.teachers.own_inputs import select_positions
 from hf_distill.teachers.placement import place
 from hf_distill.teachers.teaching import TEACHER_INPUTS
@@ -119,7 +119,7 @@ class FrozenTeacher:
         if self.model.training:  # a caller may have set it by way of a parent module
             self.model.eval()
         with torch.no_grad(), self._autocast():
-            outputs: Any = self._forward(**transfer.finish())
+            outputs: Any = self._outputs(transfer.finish())
             logits = logits_of(outputs)
             if self._is_compiled:  # into CUDA graphs, its outputs are overwritten when it is run again
                 logits = logits.clone()
@@ -127,6 +127,18 @@ class FrozenTeacher:
             if self._columns is not None:
                 logits = logits.index_select(-1, self._columns)
             return logits if positions is None else select_positions(logits, positions)[0]
+
+    def _outputs(self, inputs: Mapping[str, Any]) -> Any:
+        try:
+            return self._forward(**inputs)
+        except ValueError as error:
+            if "padding token" not in str(error):
+                raise
+            raise ValueError(
+                f"the teacher ({type(unwrapped(self.model)).__name__}) finds the end of a text by its pad_token_id, and "
+                "its config has none: pass its tokenizer (processing_class or teacher_processing_class), or set "
+                f"teacher.config.pad_token_id to the one that batches are padded with ({error})"
+            ) from error
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         if self._autocast_dtype is None:

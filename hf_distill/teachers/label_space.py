@@ -34,9 +34,28 @@ def align_labels(
     return None if indices == list(range(len(teacher_labels))) else indices
 
 
-def names_in_order(id2label: Mapping[int, str]) -> list[str]:
-    """Return a model config's labels in the order of its logits."""
-    return [str(id2label[index]) for index in sorted(id2label)]
+def names_in_order(id2label: Mapping[int, str] | Mapping[str, str]) -> list[str]:
+    """Return a model config's labels in the order of its logits.
+
+    Args:
+        id2label: its keys are numbers, or numbers in text: so they are in JSON and in many guides, and so they stay in
+            a model's config unless it is loaded from a file.
+
+    Raises:
+        ValueError: a key is no number.
+    """
+    try:
+        names = {int(index): str(name) for index, name in id2label.items()}
+    except ValueError as error:
+        raise ValueError(
+            f"the keys of id2label must be the numbers of the logits, got {_shortened(list(map(str, id2label)), 5)}"
+        ) from error
+    return [names[index] for index in sorted(names)]
+
+
+def has_generic_names(labels: Sequence[str]) -> bool:
+    """Tell whether all labels have the names that Transformers gives to those without one (`LABEL_0`)."""
+    return all(_GENERIC_NAME.fullmatch(name) for name in labels)
 
 
 def _by_name(teacher_labels: Sequence[str], student_labels: Sequence[str]) -> list[int]:
@@ -48,8 +67,8 @@ def _by_name(teacher_labels: Sequence[str], student_labels: Sequence[str]) -> li
     same_order = list(range(len(student_labels)))
     if list(teacher_labels) == list(student_labels):
         return same_order
-    if _all_generic(teacher_labels) != _all_generic(student_labels):
-        side = "teacher" if _all_generic(teacher_labels) else "student"
+    if has_generic_names(teacher_labels) != has_generic_names(student_labels):
+        side = "teacher" if has_generic_names(teacher_labels) else "student"
         warnings.warn(
             f"the {side}'s labels have generic names, so they cannot be compared; the order is taken to be the same. "
             f"{both} Set id2label in its config to have it checked.",
@@ -83,10 +102,6 @@ def _by_map(teacher_labels: Sequence[str], student_labels: Sequence[str], label_
     if len(set(targets)) != len(targets):
         raise ValueError(f"teacher_label_map gives two labels of the student the same label of the teacher. {both}")
     return [list(teacher_labels).index(name) for name in targets]
-
-
-def _all_generic(labels: Sequence[str]) -> bool:
-    return all(_GENERIC_NAME.fullmatch(name) for name in labels)
 
 
 def _both_lists(teacher_labels: Sequence[str], student_labels: Sequence[str]) -> str:
