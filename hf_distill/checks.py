@@ -76,11 +76,11 @@ def check_labels(dataset: Any, space: LabelSpace, *, is_usual: bool) -> int | No
     columns = label_columns(dataset) if is_usual else None
     if columns is None:
         return None
-    names, candidates = columns
+    candidates = columns[1]
     if len(candidates) > 1:
         raise ValueError(
             f"the labels are in {candidates[0]!r} or in {candidates[1]!r}, and the data have both columns: remove the "
-            f"one that is not meant (dataset.remove_columns), or rename it"
+            "one that is not meant (dataset.remove_columns), or rename it"
         )
     if not candidates:
         return 0

@@ -70,6 +70,7 @@ TEACHERS = {  # with the name of their stack of layers
     "deit": (deit, "deit.layers"),
     "dinov2": (dinov2, "dinov2.encoder.layer"),
 }
+SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 2, **tiny.labels()}
 each_family = pytest.mark.parametrize(("make", "stack"), TEACHERS.values(), ids=TEACHERS.keys())
 
 
@@ -242,6 +243,27 @@ def test_labels_are_those_of_the_data() -> None:
     config = model_from_checkpoint(saved(tiny.bert()), TEXT, ["x", "y", "z"]).config
     assert config.id2label == {0: "x", 1: "y", 2: "z"}
     assert config.label2id == {"x": 0, "y": 1, "z": 2}
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        (TEXT, tiny.bert(1)),
+        (TEXT, text_model(RobertaConfig)),
+        (TOKENS, tiny.bert_for_tokens(1)),
+        (IMAGES, tiny.vit(1)),
+        (IMAGES, tiny.resnet(1)),
+        (IMAGES, AutoModelForImageClassification.from_config(SwinConfig(image_size=8, patch_size=2, **SWIN))),
+    ],
+    ids=["bert", "roberta", "tokens", "vit", "resnet", "swin"],
+)
+def test_a_head_for_the_same_labels_in_another_order_is_put_into_theirs(task: str, model: PreTrainedModel) -> None:
+    """A trained head that says "green" where it has learnt "red", because its classes were renamed."""
+    torch.nn.init.normal_(next(p for name, p in model.named_parameters() if name.endswith("bias") and len(p) == 3))
+    loaded = model_from_checkpoint(saved(model), task, ["blue", "Red", "green"])
+    assert loaded.config.id2label == {0: "blue", 1: "Red", 2: "green"}
+    assert torch.equal(logits(loaded), logits(model)[..., [2, 0, 1]])
+    assert not any(parameter.is_meta for parameter in loaded.parameters())
 
 
 def test_an_encoder_gets_a_head_for_the_labels() -> None:

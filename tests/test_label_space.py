@@ -1,11 +1,19 @@
+import copy
+import json
 import warnings
+from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+import tiny
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig
+from test_trainer import trainer
+from transformers import AutoModelForSequenceClassification, BertConfig
 
+from hf_distill import student_from_teacher
 from hf_distill.teachers.label_space import align_labels, names_in_order
 
 few_examples = settings(max_examples=50, deadline=None)
@@ -149,3 +157,62 @@ def test_names_come_in_the_order_of_the_logits() -> None:
     assert names_in_order({1: "b", 0: "a"}) == ["a", "b"]
     config = BertConfig(id2label={str(index): f"n{index}" for index in reversed(range(12))})
     assert names_in_order(config.id2label) == [f"n{index}" for index in range(12)]
+
+
+@pytest.mark.parametrize("key", [int, str, lambda index: f"{index:04d}"], ids=["number", "text", "padded"])
+def test_keys_are_numbers_whatever_their_type(key: Any) -> None:
+    """As text "10" comes before "2": from eleven classes on, a teacher is permuted in silence."""
+    names = [f"class {place * 7 % 1000}" for place in range(1000)]
+    assert names_in_order({key(place): name for place, name in enumerate(names)}) == names
+
+
+def test_keys_that_are_no_numbers_are_refused() -> None:
+    """label2id in the place of id2label."""
+    with pytest.raises(ValueError, match=r"keys of id2label must be the numbers of the logits, got \['cat', 'dog'\]"):
+        names_in_order({"cat": "0", "dog": "1"})
+
+
+# ---- A thousand classes, named as the guides of image classification do it ----
+
+THOUSAND = [f"class {place * 7 % 1000}" for place in range(1000)]
+AS_TEXT = {
+    "id2label": {str(place): name for place, name in enumerate(THOUSAND)},
+    "label2id": {name: str(place) for place, name in enumerate(THOUSAND)},
+}
+AS_NUMBERS = {"id2label": dict(enumerate(THOUSAND)), "label2id": {name: i for i, name in enumerate(THOUSAND)}}
+
+
+def fine_tuned(folder: str) -> Any:
+    """Load a model as the guides do: with the names of its classes as keywords, whose keys stay text."""
+    base = tiny.bert(1, num_labels=1000, id2label=None, label2id=None, initializer_range=0.5)
+    base.save_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder, **AS_TEXT)
+    assert list(model.config.id2label)[:2] == ["0", "1"]
+    return model
+
+
+@pytest.mark.parametrize("as_what", ["model", "folder"])
+@pytest.mark.parametrize("student_has", ["text", "numbers", "layers"])
+def test_a_teacher_of_a_thousand_classes_with_text_keys_agrees_with_itself(as_what: str, student_has: str) -> None:
+    """Zero soft loss against itself; the keys sorted as text, it was that of two unlike models."""
+    teacher = fine_tuned("teacher")
+    student = copy.deepcopy(teacher)
+    if student_has == "numbers":
+        student.config.id2label, student.config.label2id = AS_NUMBERS["id2label"], AS_NUMBERS["label2id"]
+    elif student_has == "layers":
+        student = student_from_teacher(teacher, layers=[0, 1])
+        assert student.config.id2label == AS_NUMBERS["id2label"]
+        assert student.config.label2id == AS_NUMBERS["label2id"]
+    if as_what == "folder":
+        teacher.save_pretrained("teacher")
+        written = json.loads(Path("teacher/config.json").read_text())
+        assert list(written["id2label"])[:3] == ["0", "1", "10"]
+        assert set(written["label2id"].values()) == set(AS_TEXT["label2id"].values())
+        teacher = "teacher"
+    rows = Dataset.from_list(
+        [{"input_ids": [5, 6 + place], "attention_mask": [1, 1], "labels": place * 99} for place in range(8)]
+    )
+    made = trainer(student, teacher, rows, eval_rows=rows, alpha=0.0)
+    assert made.evaluate()["eval_soft_loss"] == pytest.approx(0, abs=1e-6)
+    other = trainer(tiny.bert(2, initializer_range=0.5, **AS_NUMBERS), teacher, rows, eval_rows=rows, alpha=0.0)
+    assert other.evaluate()["eval_soft_loss"] > 0.1

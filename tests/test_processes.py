@@ -37,6 +37,7 @@ def train(kind: str, batch_size: int, folder: Path) -> None:
     """Train and write down the losses, the final weights and the evaluation."""
     teachers = [tiny.bert(1, initializer_range=0.3), tiny.distilbert(2)]
     rows = rows_of(kind)
+    weights = {"alpha": 0.0} if kind == "unlabelled" else {"alpha": 0.3, "alpha_end": 0.6, "schedule": "linear"}
     trainer = DistillationTrainer(
         model=tiny.bert(0),
         teacher=teachers if kind == "ensemble" else teachers[0],
@@ -50,10 +51,8 @@ def train(kind: str, batch_size: int, folder: Path) -> None:
             per_device_eval_batch_size=batch_size,
             learning_rate=1e-2,
             logging_steps=1,
-            alpha=0.3,
             temperature=2.0,
-            alpha_end=0.6,
-            schedule="linear",
+            **weights,
             train_sampling_strategy="group_by_length" if kind == "grouped" else "random",
             allow_untrained_teacher=True,
         ),

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from datasets import load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from PIL import Image
 from safetensors.torch import load_file
 from test_run import SMALL, digits_recipe, run, save_base, sentences, text_recipe
@@ -740,3 +740,38 @@ class TestRefused:
         """One of them would be ignored, or stop the run in its middle."""
         two = {"teacher": [{"model": "ready"}, {"model": "base", "training": ONE}]}
         assert refused(self.recipe(**{**two, **changes})).startswith(f"x.yaml: {message}")
+
+
+@pytest.mark.parametrize(
+    "student", [{"model": "teacher"}, {"from_teacher": {"layers": [0, 1]}}], ids=["model", "layers"]
+)
+@pytest.mark.parametrize("data_order", ["the teacher's", "another"])
+def test_a_teacher_of_a_thousand_classes_with_text_keys_agrees_with_itself(student, data_order):
+    """Zero soft loss against itself; and where the data number the classes otherwise, a head in the old order."""
+    names = [f"class {place * 7 % 1000}" for place in range(1000)]
+    teacher = tiny.bert(1, num_labels=1000, id2label=None, label2id=None, initializer_range=0.5)
+    teacher.config.id2label = {str(place): name for place, name in enumerate(names)}
+    teacher.config.label2id = {name: str(place) for place, name in enumerate(names)}
+    teacher.save_pretrained("teacher")
+    tiny.tokenizer().save_pretrained("teacher")
+    of_data = names if data_order == "the teacher's" else sorted(names)
+    rows = Dataset.from_list(sentences(16)).remove_columns("label").add_column("label", [60 * i for i in range(16)])
+    rows = rows.cast_column("label", ClassLabel(names=of_data))
+    DatasetDict({"train": rows, "validation": rows}).save_to_disk("data")
+    settings = {**SMALL, "learning_rate": 1e-12, "alpha": 0.0, "num_train_epochs": 1, "eval_strategy": "epoch"}
+    found = run(
+        {
+            "task": "text-classification",
+            "data": {"path": "data", "text_column": "text"},
+            "teacher": {"model": "teacher"},
+            "student": student,
+            "baseline": False,
+            "training": {**settings, "allow_untrained_teacher": True},
+            "output_dir": "out",
+        }
+    )
+    history = json.loads(Path("out/stages/student.json").read_text())["log_history"]
+    losses = [entry["eval_soft_loss"] for entry in history if "eval_soft_loss" in entry]
+    assert losses == [pytest.approx(0, abs=1e-6)]
+    assert found.agreement == 1
+    assert found.data["label_names"] == (of_data if "model" in student else names)

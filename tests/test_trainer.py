@@ -13,6 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertModel,
     DataCollatorForTokenClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -333,6 +337,57 @@ class TestTeacher:
         assert seen == [12]
 
 
+def gpt2(seed, **settings):
+    torch.manual_seed(seed)
+    shape = {"vocab_size": len(tiny.VOCABULARY), "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    tokens = {"bos_token_id": 3, "eos_token_id": 3}
+    return GPT2ForSequenceClassification(GPT2Config(**{**tiny.labels(), **shape, **tokens, **settings}))
+
+
+def llama(seed, **settings):
+    torch.manual_seed(seed)
+    shape = {"vocab_size": len(tiny.VOCABULARY), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    return LlamaForSequenceClassification(LlamaConfig(**{**tiny.labels(), **shape, **heads, **settings}))
+
+
+class TestPaddingToken:
+    """A teacher that finds the end of a text by it."""
+
+    @pytest.mark.parametrize("build", [gpt2, llama])
+    @pytest.mark.parametrize("loaded", [False, True], ids=["model", "folder"])
+    def test_of_a_teacher_without_one_is_that_of_the_batches(self, build, loaded):
+        """An error about batch sizes that does not say whose it is: `Trainer` sees to the student alone."""
+        teacher = build(1, initializer_range=0.5)
+        assert teacher.config.pad_token_id is None
+        if loaded:
+            teacher.save_pretrained("teacher")
+        rows = tiny.text_rows(8)
+        with torch.no_grad():  # one by one, without padding
+            alone = [teacher.eval()(input_ids=row["input_ids"][row["attention_mask"].bool()][None]) for row in rows]
+        made = trainer(
+            tiny.bert(0), "teacher" if loaded else teacher, rows, processing_class=tiny.tokenizer(), max_steps=1
+        )
+        made.train()
+        assert made.teacher.config.pad_token_id == tiny.tokenizer().pad_token_id
+        found = made.predict_with_teacher(rows)[0]["the teacher"]
+        torch.testing.assert_close(torch.from_numpy(found), torch.cat([one.logits for one in alone]))
+
+    def test_that_is_set_stays_as_it_is(self):
+        """A model of the user's, changed behind their back."""
+        teacher = gpt2(1, pad_token_id=4)
+        trainer(tiny.bert(0), teacher, tiny.text_rows(4), processing_class=tiny.tokenizer())
+        assert teacher.config.pad_token_id == 4
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_that_nobody_knows_is_an_error_that_names_the_teacher(self, count):
+        """The user looks for the fault in the student."""
+        teachers = gpt2(1) if count == 1 else [tiny.bert(2), gpt2(1)]
+        made = trainer(tiny.bert(0), teachers, tiny.text_rows(8), max_steps=1)
+        with pytest.raises(ValueError, match=r"the teacher \(GPT2ForSeq.*teacher\.config\.pad_token_id to the one"):
+            made.train()
+
+
 class TestLoss:
     @pytest.mark.parametrize("kind", ["single", "multi", "regression"])
     @pytest.mark.parametrize("batch_size", [2, 3, 7])
@@ -579,11 +634,37 @@ class TestOptionsOfTrainer:
         made.save_model(str(tmp_path / "adapter"))
         assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
-    def test_a_peft_student_without_a_task_is_warned_of(self):
+    @pytest.mark.parametrize(("task", "said"), [(None, "no task_type"), ("FEATURE_EXTRACTION", "FEATURE_EXTRACTION")])
+    @pytest.mark.parametrize(
+        ("build", "modules"), [(tiny.distilbert, ["q_lin"]), (tiny.bert, ["query"]), (tiny.vit, ["query", "q_proj"])]
+    )
+    def test_a_peft_student_whose_head_is_frozen_is_warned_of(self, build, modules, task, said):
         """Its head stays as random as it was drawn, in training and in the saved adapter."""
-        student = get_peft_model(tiny.distilbert(0), LoraConfig(r=2, target_modules=["q_lin"]))
-        with pytest.warns(UserWarning, match=r"no task_type.*neither trained nor saved"):
-            trainer(student, tiny.bert(1), tiny.text_rows(4))
+        student = get_peft_model(build(0), LoraConfig(task_type=task, r=2, target_modules=modules))
+        rows = tiny.image_rows(4) if build is tiny.vit else tiny.text_rows(4)
+        teacher = tiny.vit(1) if build is tiny.vit else tiny.bert(1)
+        with pytest.warns(UserWarning, match=rf"{said}, so its .*head \(classifier.*neither trained nor saved"):
+            trainer(student, teacher, rows)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"task_type": "SEQ_CLS", "target_modules": ["query"]},
+            {"task_type": "FEATURE_EXTRACTION", "target_modules": ["query"], "modules_to_save": ["classifier"]},
+            {"target_modules": ["query"], "modules_to_save": ["classifier"]},
+            {"target_modules": ["query", "classifier"]},  # an adapter of the head
+        ],
+        ids=["task", "saved whatever the task", "saved", "adapted"],
+    )
+    def test_a_peft_student_whose_head_is_trained_is_not_warned_of(self, settings):
+        """A warning of the missing task, where the head is trained all the same."""
+        student = get_peft_model(tiny.bert(0), LoraConfig(r=2, **settings))
+        head = {name: value.clone() for name, value in student.named_parameters() if "classifier" in name}
+        trainer(student, tiny.bert(1), tiny.text_rows(8), max_steps=1, learning_rate=1e-2).train()
+        moved = [
+            name for name, value in student.named_parameters() if name in head and not torch.equal(value, head[name])
+        ]
+        assert moved
 
     def test_model_init_works(self):
         """Hyperparameter search builds the student anew by it."""
@@ -781,13 +862,8 @@ def test_predictions_are_the_logits_and_nothing_else(setting, alpha, kind):
     assert (found.label_ids is None) == (kind == "none")
 
 
-@pytest.mark.parametrize(
-    ("labels", "taken_for"),
-    [([1, 0, 1], "single_label_classification"), (1.0, "multi_label_classification")],
-    ids=["whole numbers for each class", "a number that is not whole"],
-)
-def test_labels_of_another_shape_name_the_problem_type_they_were_taken_for(labels, taken_for):
+def test_labels_of_another_shape_name_the_problem_type_they_were_taken_for():
     """Multi-label data with whole numbers: the shapes in the message were equal, and the cause not in it."""
-    rows = [{**row, "labels": torch.tensor(labels)} for row in tiny.text_rows(4, "none")]
-    with pytest.raises(ValueError, match=f"in {taken_for}: expected one .*problem_type in the student's config"):
+    rows = [{**row, "labels": torch.tensor([1, 0, 1])} for row in tiny.text_rows(4, "none")]
+    with pytest.raises(ValueError, match=r"in single_label_classification: expected one .*problem_type in the student"):
         trainer(tiny.bert(0), tiny.bert(1), rows, max_steps=1, alpha=0.5).train()

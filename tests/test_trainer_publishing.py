@@ -643,6 +643,11 @@ class TestAdapters:
 # ---- The card ----
 
 
+def student_labels(names: list[str]) -> dict[str, Any]:
+    """Name the classes of a model."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: place for place, name in enumerate(names)}}
+
+
 def card_of(trainer: Any, **stated: Any) -> ModelCard:
     """Return the card that a trainer writes."""
     trainer.create_model_card(**stated)
@@ -882,6 +887,15 @@ class TestCard:
         """A student that is said to be its teacher."""
         teacher = from_hub(tiny.bert(1), "a/large")
         assert "into a `bert` (num_hidden_layers 1" in card_of(made(student_from_teacher(teacher, [0]), teacher)).text
+
+    def test_labels_come_in_the_order_of_the_logits(self):
+        """A snippet that gives class 2 the name of class 10, as the keys of a config.json are sorted."""
+        names = [f"class {place}" for place in range(12)]
+        for keys in (map(str, range(12)), sorted(range(12), key=str)):
+            student = tiny.bert(0, num_labels=12, id2label=None, label2id=None)
+            student.config.id2label = {key: names[int(key)] for key in keys}
+            trainer = made(student, tiny.bert(1, **student_labels(names)))
+            assert training_facts(trainer, Lineage.of(trainer), None).data["label_names"] == names
 
     def test_rows_of_the_hub_are_named_with_their_commit(self):
         """A data set that is known, and left out; or one that is guessed."""

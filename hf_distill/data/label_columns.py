@@ -49,7 +49,7 @@ class LabelSpace:
         """
         lists = [value for value in values if isinstance(value, list | tuple)]
         width = len(lists[0]) if lists else self.num_labels if self.problem_type == _MULTI else None
-        found = []
+        found: list[Any] = []
         for value, row in zip(values, rows, strict=True):
             if value is None and (width is not None or self.token_level):
                 missing = MISSING_LABEL if self.are_classes(is_list=True) else float(MISSING_LABEL)
@@ -236,14 +236,13 @@ def label_columns(dataset: Any) -> tuple[list[str], list[str]] | None:
 
 def class_names(dataset: Any, column: str) -> list[str]:
     """Return the names that the data give to the classes of a column, in order; nothing if they give none."""
-    feature = _feature(dataset, column)
+    feature, _ = _feature(dataset, column)
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else []
 
 
 def holds_targets(dataset: Any, column: str) -> bool:
     """Tell whether a column is known to hold a list of floating numbers in each row."""
-    feature = _feature(dataset, column)
-    is_list = feature is not (getattr(dataset, "features", None) or {}).get(column)
+    feature, is_list = _feature(dataset, column)
     return is_list and str(getattr(feature, "dtype", "")).startswith("float")
 
 
@@ -271,11 +270,12 @@ def shortened(names: Sequence[str], limit: int = 20) -> str:
     return f"[{', '.join(map(repr, names[:limit]))}{', ...' if len(names) > limit else ''}]"
 
 
-def _feature(dataset: Any, column: str) -> Any:
-    feature = (getattr(dataset, "features", None) or {}).get(column)
+def _feature(dataset: Any, column: str) -> tuple[Any, bool]:
+    """Return what a column holds, and whether in lists."""
+    feature, is_list = (getattr(dataset, "features", None) or {}).get(column), False
     while isinstance(feature, datasets.List | datasets.LargeList):
-        feature = feature.feature
-    return feature
+        feature, is_list = feature.feature, True
+    return feature, is_list
 
 
 # ---- Arrow ----

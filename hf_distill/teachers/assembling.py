@@ -378,9 +378,12 @@ def class_names(student: nn.Module, teaching: Teaching | None) -> list[str]:
     names = _label_names(student) or []
     if not has_generic_names(names):
         return names
-    for member in teaching.generalists if isinstance(teaching, SeveralTeachers) else [teaching]:
-        theirs = _label_names(unwrapped(member.model)) if isinstance(member, FrozenTeacher) else None
-        if theirs and not has_generic_names(theirs):
+    members = teaching.generalists if isinstance(teaching, SeveralTeachers) else [teaching]
+    for member in members:
+        if not isinstance(member, FrozenTeacher):
+            continue
+        theirs = _label_names(unwrapped(member.model)) or []
+        if not has_generic_names(theirs):
             return [theirs[index] for index in member.label_index or range(len(theirs))]
     return []
 

@@ -135,8 +135,8 @@ class FrozenTeacher:
             if "padding token" not in str(error):
                 raise
             raise ValueError(
-                f"the teacher ({type(unwrapped(self.model)).__name__}) finds the end of a text by its pad_token_id, and "
-                "its config has none: pass its tokenizer (processing_class or teacher_processing_class), or set "
+                f"the teacher ({type(unwrapped(self.model)).__name__}) finds the end of a text by its pad_token_id, "
+                "and its config has none: pass its tokenizer (processing_class or teacher_processing_class), or set "
                 f"teacher.config.pad_token_id to the one that batches are padded with ({error})"
             ) from error
 
