@@ -131,7 +131,8 @@ def gradient(family: str, kind: str, count: int, batch: int, accumulated: int, *
         if stock:
             trainer = Trainer(args=TrainingArguments(**settings), **shared)
         else:
-            args = DistillationConfig(alpha=0.5, temperature=2.0, **settings)
+            alpha = 0.0 if kind == "unlabelled" else 0.5
+            args = DistillationConfig(alpha=alpha, temperature=2.0, **settings)
             trainer = DistillationTrainer(teacher=build(family, kind, seed=1), args=args, **shared)
         trainer.remove_callback(PrinterCallback)
         assert trainer.args.world_size == int(os.environ.get("WORLD_SIZE", "1"))
