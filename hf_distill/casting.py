@@ -16,12 +16,13 @@ from hf_distill.config import DistillationConfig
 from hf_distill.data.loading import Splits, reorder_labels
 from hf_distill.inputs import Section
 from hf_distill.models.auto import AUTO_CLASSES
+from hf_distill.models.sources import first_line, source_options
 from hf_distill.schema import Recipe, Student, Teacher
 from hf_distill.settings import arguments
 from hf_distill.shared_targets import SharedTargets
 from hf_distill.students.building import model_from_checkpoint, model_from_config, set_labels, student_from_teacher
 from hf_distill.teachers.label_space import align_labels, names_in_order
-from hf_distill.teachers.loading import first_line, load_teacher
+from hf_distill.teachers.loading import load_teacher
 from hf_distill.teachers.placement import check_placement
 from hf_distill.teachers.specialists import Specialist, specialist_columns
 
@@ -162,7 +163,12 @@ class Cast:
         assert isinstance(section, Teacher)  # the recipe is refused
         assert member.source is not None
         ready = None if section.training is not None else self.ready_teacher(section)
-        return ready or AUTO_CLASSES[self.recipe.task].from_pretrained(member.source, dtype=torch.float32)
+        return ready or self.saved_model(member.source, section)
+
+    def saved_model(self, folder: str | Path, section: Section) -> PreTrainedModel:
+        """Load a model that this run has trained and saved, with the code that came with it."""
+        options = source_options(str(folder), None, self.recipe.trusts_code_of(section))
+        return AUTO_CLASSES[self.recipe.task].from_pretrained(str(folder), dtype=torch.float32, **options)
 
     def new_model(self, section: Section) -> PreTrainedModel:
         """Load or build a model that will be trained."""
@@ -189,7 +195,7 @@ class Cast:
             return None
         if args.teacher_quantization is not None and len(members) == 1:
             args.teacher_revision = members[0].section.revision
-            args.trust_remote_code = members[0].section.trust_remote_code
+            args.teacher_trust_remote_code = self.recipe.trusts_code_of(members[0].section)
         return [self._one_at_work(member, args) for member in members]
 
     def _one_at_work(self, member: Member, args: DistillationConfig) -> Any:
@@ -209,10 +215,10 @@ def in_the_students_order(recipe: Recipe, splits: Splits) -> Splits:
     teacher = recipe.teachers[0]
     if recipe.students[0].from_teacher is None or teacher.training is not None:
         return splits
+    assert teacher.model is not None  # the recipe is refused
     try:
-        config = AutoConfig.from_pretrained(
-            teacher.model, revision=teacher.revision or "main", trust_remote_code=teacher.trust_remote_code
-        )
+        options = source_options(teacher.model, teacher.revision, teacher.trust_remote_code)
+        config = AutoConfig.from_pretrained(teacher.model, **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load the teacher {teacher.model!r}: {first_line(error)}") from error
     label_map = recipe.training.get("teacher_label_map")

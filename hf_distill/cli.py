@@ -270,12 +270,18 @@ def push(
 def check(recipe: RecipeArgument, overrides: OverridesArgument = None, debug: DebugOption = False) -> None:
     """Check a recipe and print what it would do, where its models would live and how much memory they need.
 
-    Nothing is trained or written, and of the models nothing but their configs is loaded.
+    Nothing is trained or written, and of the models nothing but their configs is loaded. A recipe that runs code of
+    others says so in the first line.
     """
     from hf_distill.plan import plan
     from hf_distill.recipe import load_recipe
+    from hf_distill.schema import code_of_others
 
-    for name, text in plan(load_recipe(recipe, overrides or [])):
+    loaded = load_recipe(recipe, overrides or [])
+    asked = code_of_others(loaded.model_dump())
+    if asked is not None:
+        typer.echo(asked)
+    for name, text in plan(loaded):
         typer.echo(f"{name:9} {text}")
 
 

@@ -189,9 +189,12 @@ class DistillationConfig(TrainingArguments):
             "weak one."
         },
     )
-    trust_remote_code: bool = field(
+    teacher_trust_remote_code: bool = field(
         default=False,
-        metadata={"help": "Run the Python code that comes with a teacher named by a Hub id or path."},
+        metadata={
+            "help": "Run the Python code that comes with the teacher, the only one, that is named by a Hub id or path. "
+            "Code of others (a student, a processor of its own name, another repository) is not meant."
+        },
     )
 
     def __post_init__(self) -> None:

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from hf_distill.evaluation.measuring import refusal
 from hf_distill.problems import OF_THE_FIRST_TEACHERS, logits_problems
 from hf_distill.schema import Recipe, Student, Teacher
 
 
 def conflicts(recipe: Recipe) -> list[str]:
     """Find settings that have no effect, or that are missing, given the others."""
-    return _of_data(recipe) + _of_teachers(recipe) + _of_students(recipe) + _of_training(recipe)
+    parts = (_of_data, _of_teachers, _of_students, _of_training, _of_consent)
+    return [problem for part in parts for problem in part(recipe)]
 
 
 def _of_data(recipe: Recipe) -> list[str]:
@@ -80,6 +82,35 @@ def _of_training(recipe: Recipe) -> list[str]:
                 f"{section}.alpha: 1 leaves the teacher out, and a recipe is for distillation; 0 to 0.9 is usual"
             )
     return problems
+
+
+def _of_consent(recipe: Recipe) -> list[str]:
+    """Find code of others that nobody has consented to run, and consent to nothing."""
+    is_list = isinstance(recipe.teacher, list)
+    sections: dict[str, Teacher | Student] = {
+        **{f"teacher.{i}" if is_list else "teacher": teacher for i, teacher in enumerate(recipe.teachers)},
+        **{f"stages.{i}": stage for i, stage in enumerate(recipe.stages)},
+        "student": recipe.student,
+    }
+    problems = []
+    for key, section in sections.items():
+        if section.trust_remote_code and section.model is None:
+            problems.append(f"{key}.trust_remote_code: has no effect without {key}.model")
+        if section.processor_trust_remote_code and section.processor is None:
+            problems.append(f"{key}.processor_trust_remote_code: has no effect without {key}.processor")
+    if recipe.data.processor_trust_remote_code and not isinstance(recipe.data.processor, str):
+        problems.append("data.processor_trust_remote_code: has no effect without the name of a data.processor")
+    is_of_one = len(recipe.teachers) == 1 and recipe.teachers[0].model is not None
+    settings = {f"stages.{i}.training": stage.training for i, stage in enumerate(recipe.stages)}
+    settings |= {} if is_of_one else {"training": recipe.training}
+    problems += [
+        f"{key}.teacher_trust_remote_code: is consent for the code of the only teacher.model: say "
+        "trust_remote_code: true beside each model that comes with code"
+        for key, training in settings.items()
+        if training.get("teacher_trust_remote_code")
+    ]
+    refused = [(place, refusal(metric)) for place, metric in enumerate(recipe.model_dump()["metrics"])]
+    return problems + [f"metrics.{place}: {problem}" for place, problem in refused if problem is not None]
 
 
 def _of_several_teachers(recipe: Recipe, section: str, settings: dict[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ _NOT_OF_THE_STUDENT = re.compile(
     r"|output_dir|push_to_hub|disable_tqdm|report_to|run_name|project|use_cpu|debug|resume_from_checkpoint|local_rank"
     r"|remove_unused_columns|label_names|skip_memory_metrics|prediction_loss_only|batch_eval_metrics|ignore_data_skip"
     r"|per_device_eval_batch_size|enable_jit_checkpoint|restore_callback_states_from_checkpoint|torch_empty_cache_steps"
-    r"|allow_untrained_teacher|trust_remote_code"
+    r"|allow_untrained_teacher|teacher_trust_remote_code"
 )
 
 

@@ -25,6 +25,7 @@ from hf_distill.data.pixels import WHITE
 from hf_distill.data.text import tokenize_text, tokenize_words
 from hf_distill.data.vision import ImageRows, check_images
 from hf_distill.models import GreyImageProcessor, MLPConfig
+from hf_distill.models.sources import first_line, source_options
 from hf_distill.schema import Augment, Recipe, Student, Teacher
 from hf_distill.shared_targets import SharedTargets
 from hf_distill.teachers.own_inputs import difference, most_tokens
@@ -99,7 +100,7 @@ class Inputs:
         source = self._source(section)
         if source is None:
             if isinstance(section, Student) and section.from_teacher is not None:
-                return self.reader(self._teacher_of(section))  # it has that one's embeddings
+                return self.reader(self._recipe.teacher_of(section))  # it has that one's embeddings
             # A new model reads as the first one does that says how it does.
             found = (other for other in self._models if other is not section and self._source(other) is not None)
             other = next(found, None)
@@ -160,27 +161,26 @@ class Inputs:
             )
         return reader.prepared[role, soft_targets]
 
-    def _teacher_of(self, section: Student) -> Section:
-        """Return whose layers a student is made of: the student's before it, or the first teacher's."""
-        place = next(i for i, student in enumerate(self._recipe.students) if student is section)
-        return self._recipe.students[place - 1] if place else self._recipe.teachers[0]
-
     def _source(self, section: Section) -> Any:
-        """Return where a model's processor comes from: an id and a revision, or the size of its images, or nowhere."""
+        """Return where a model's processor comes from, or the size of its images; None: from nowhere.
+
+        That is an id or folder, a revision, and the setting that lets the code there run, with its value.
+        """
+        apart = "processor_trust_remote_code"
         if section.processor is not None:
-            return section.processor, None
-        shared = self._recipe.data.processor
-        if isinstance(shared, str):
-            return shared, None
-        if section.model is not None and shared is None:
-            return section.model, section.revision
+            return section.processor, None, apart, section.processor_trust_remote_code
+        data = self._recipe.data
+        if isinstance(data.processor, str):
+            return data.processor, None, apart, data.processor_trust_remote_code
+        if section.model is not None and data.processor is None:
+            return section.model, section.revision, "trust_remote_code", section.trust_remote_code
         return None if self._recipe.is_text else _image_size(section)
 
     def _new_reader(self, section: Section, source: Any) -> Reader:
         recipe = self._recipe
         auto_class = AutoTokenizer if recipe.is_text else AutoImageProcessor
         if isinstance(source, tuple) and isinstance(source[0], str):
-            processor = _load(auto_class, source[0], source[1], section.trust_remote_code)
+            processor = _load(auto_class, *source)
         else:
             processor = self._image_processor(source)
         self._fit_to_shared(processor)
@@ -303,12 +303,13 @@ def _image_size(section: Section) -> tuple[int, int] | None:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _load(auto_class: Any, source: str, revision: str | None, trust_remote_code: bool) -> Any:
+def _load(auto_class: Any, source: str, revision: str | None, consent: str, is_given: bool) -> Any:
     try:
-        return auto_class.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
+        return auto_class.from_pretrained(source, **source_options(source, revision, is_given))
     except (OSError, ValueError, ImportError) as error:
         kind = "tokenizer" if auto_class is AutoTokenizer else "image processor"
-        raise ValueError(f"cannot load a {kind} from {source!r}: {str(error).strip().splitlines()[0]}") from error
+        reason = first_line(error, consent=consent)
+        raise ValueError(f"cannot load a {kind} from {source!r}: {reason}") from error
 
 
 def _model_configs(recipe: Recipe) -> list[Any]:
@@ -325,12 +326,10 @@ def _config(section: Section) -> Any:
     if section.model is None:
         return None
     try:
-        return AutoConfig.from_pretrained(
-            section.model, revision=section.revision or "main", trust_remote_code=section.trust_remote_code
-        )
+        options = source_options(section.model, section.revision, section.trust_remote_code)
+        return AutoConfig.from_pretrained(section.model, **options)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot load the model {section.model!r}: {reason}") from error
+        raise ValueError(f"cannot load the model {section.model!r}: {first_line(error)}") from error
 
 
 def _num_channels(recipe: Recipe) -> int:

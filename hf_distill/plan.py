@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
 from hf_distill.models.auto import AUTO_CLASSES
+from hf_distill.models.sources import first_line, needs_consent, source_options
 from hf_distill.schema import Hub, Recipe, Stage, Student, Teacher
 from hf_distill.shared_targets import UnreachableError, shared_targets
 from hf_distill.students.building import model_from_config, student_from_teacher
@@ -43,7 +44,7 @@ def plan(recipe: Recipe) -> list[tuple[str, str]]:
         *(("teacher", _teacher(section, recipe)) for section in recipe.teachers),
         *_students(recipe),
         ("baseline", "the same student on the labels alone" if recipe.baseline else "none"),
-        ("metrics", ", ".join(recipe.metrics)),
+        ("metrics", ", ".join(recipe.metric_names)),
         *_placement(recipe),
         ("output", _output(recipe)),
         *([("hub", _hub(recipe.hub))] if recipe.hub else []),
@@ -153,13 +154,15 @@ def _on_meta(section: Teacher | Student, recipe: Recipe, teacher: Any) -> Any:
             return student_from_teacher(teacher, section.from_teacher.layers)
         if section.config is not None:
             return model_from_config(section.config, recipe.task, recipe.data.label_names or ["0", "1"])
+        assert section.model is not None  # the recipe is refused
+        options = source_options(section.model, section.revision, section.trust_remote_code)
         try:
-            config = AutoConfig.from_pretrained(
-                section.model, revision=section.revision or "main", trust_remote_code=section.trust_remote_code
-            )
+            config = AutoConfig.from_pretrained(section.model, **options)
+            return AUTO_CLASSES[recipe.task].from_config(config, trust_remote_code=section.trust_remote_code)
         except (OSError, ValueError) as error:
-            raise _UnreadableError((str(error).strip() or type(error).__name__).splitlines()[0]) from error
-        return AUTO_CLASSES[recipe.task].from_config(config, trust_remote_code=section.trust_remote_code)
+            if needs_consent(error):
+                raise ValueError(f"cannot load the model {section.model!r}: {first_line(error)}") from error
+            raise _UnreadableError(first_line(error)) from error
 
 
 def _model(section: Teacher | Student) -> str:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 # How many teachers there are decides by which schema they are checked; pydantic then names the schema in its errors.
 ONE, SEVERAL = "<one>", "<several>"
+# The same of a metric that is named, and of one that has settings.
+NAME, SETTINGS = "<name>", "<settings>"
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
@@ -20,7 +22,7 @@ def described(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
         problem: one of the errors of pydantic's `ValidationError`.
         schema: the model that the whole recipe was checked against.
     """
-    location = [part for part in problem["loc"] if part not in (ONE, SEVERAL)]
+    location = [part for part in problem["loc"] if part not in (ONE, SEVERAL, NAME, SETTINGS)]
     key = ".".join(map(str, location))
     got, kind = problem["input"], problem["type"]
     if kind == "missing":
@@ -80,6 +82,18 @@ def _with_point(number: str) -> str:
     mantissa, e, exponent = number.lower().partition("e")
     exponent = exponent if not e or exponent[0] in "+-" else f"+{exponent}"
     return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
+
+
+def settle_consent(values: dict[str, Any]) -> None:
+    """Read `trust_remote_code` in a `training` by its present name, and as what is said of the only teacher there."""
+    named = [values, *(section for name in ("teacher", "stages") for _, section in _sections(values, name))]
+    for training in (section.get("training") for section in named):
+        if isinstance(training, dict) and "trust_remote_code" in training:
+            training.setdefault("teacher_trust_remote_code", training.pop("trust_remote_code"))
+    teacher, training = values.get("teacher"), values.get("training")
+    is_given = isinstance(training, dict) and training.get("teacher_trust_remote_code") is True
+    if is_given and isinstance(teacher, dict) and teacher.get("model") is not None:
+        teacher.setdefault("trust_remote_code", True)
 
 
 def training_problems(values: Mapping[str, Any]) -> list[str]:
@@ -177,6 +191,7 @@ OF_DISTILLATION = (
     "teacher_quantization",
     "teacher_revision",
     "teacher_torch_compile",
+    "teacher_trust_remote_code",
     "teacher_weights",
 )
 # Whether, where and how soft targets are kept.
@@ -215,7 +230,9 @@ _OF_A_MODEL = (
     "teacher_torch_compile",
 )
 # These say something of the teachers that a recipe names; a later student is taught by the one before it.
-OF_THE_FIRST_TEACHERS = ("teacher_combination", "teacher_label_map", "teacher_logits_dir", "teacher_weights")
+OF_THE_FIRST_TEACHERS = (
+    *("teacher_combination", "teacher_label_map", "teacher_logits_dir", "teacher_trust_remote_code", "teacher_weights"),
+)
 _PUBLISHING = "is the run's own: name the repository at the top of the recipe, hub: {repo_id: ...}"
 _OF_THE_RUN = {
     "output_dir": "is the run's own: set output_dir at the top of the recipe",

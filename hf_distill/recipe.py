@@ -17,6 +17,7 @@ from hf_distill.problems import (
     described,
     flat,
     numbers_as_text,
+    settle_consent,
     training_problems,
 )
 from hf_distill.schema import Recipe
@@ -62,6 +63,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     problems = _apply_overrides(values, overrides)
     if problems:
         raise RecipeError(str(source), problems)
+    settle_consent(values)
     recipe, problems = None, []
     try:
         recipe = Recipe.model_validate(values)
@@ -82,7 +84,10 @@ def read_resolved(path: Path) -> Recipe:
         ValueError: it is not one that this version has written.
     """
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            settle_consent(values)
+        return Recipe.model_validate(values)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML") from error
 
@@ -128,12 +133,8 @@ def command_for(recipe: Recipe, name: str) -> str:
     """
     if name not in bundled_recipes():
         return f"hf-distill train {name}.yaml"
-    original = flat(load_recipe(name).model_dump())
-    changed = {
-        key: value
-        for key, value in flat(recipe.model_dump(exclude=_NOT_OF_THE_TRAINING)).items()
-        if value is not None and value != original.get(key)
-    }
+    original, own = _by_key(load_recipe(name)), _by_key(recipe)
+    changed = {key: value for key, value in own.items() if value is not None and value != original.get(key)}
     overrides = (shlex.quote(f"{key}={_on_command_line(value)}") for key, value in changed.items())
     return " ".join(["hf-distill train", name, *overrides])
 
@@ -174,6 +175,12 @@ def _training_field(key: str) -> str | None:
     """Return which field of a student's training a dotted key names, None if it names none."""
     found = re.match(r"(?:stages\.\d+\.)?training\.([^.]+)", key)
     return None if found is None else found[1]
+
+
+def _by_key(recipe: Recipe) -> dict[str, Any]:
+    """Return settings by their dotted keys; of the metrics, which are named or have settings, the whole list."""
+    values = recipe.model_dump(exclude={*_NOT_OF_THE_TRAINING, "metrics"})
+    return {**flat(values), **recipe.model_dump(include={"metrics"}, exclude_none=True)}
 
 
 def _on_command_line(value: Any) -> str:

@@ -1,11 +1,12 @@
 """What a recipe may say: its sections, their keys and what each key takes."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from hf_distill.problems import ONE, SEVERAL
+from hf_distill.problems import NAME, ONE, SETTINGS, SEVERAL
 
 SOFT_TARGETS = "_teacher_logits"
 """The folder of soft targets in a run's output folder, unless the recipe names another."""
@@ -50,6 +51,7 @@ class Data(_Section):
         description="Tokenizer or image processor: a Hub id or folder, or fields of a ViTImageProcessor. By default "
         "the teacher's, or the student's, or one made from the model's config.",
     )
+    processor_trust_remote_code: bool = Field(False, description="Run the Python code that comes with the processor.")
 
     @field_validator("background", mode="before")
     @classmethod
@@ -89,9 +91,12 @@ class Teacher(_Section):
         None, description="Data set on the Hub, or folder, of soft targets that `hf-distill cache` has made."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
-    trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
+    trust_remote_code: bool = Field(
+        False, description="Run the Python code that comes with the model, its own processor's among it."
+    )
     new_head: bool = Field(False, description="Replace a head for another number of labels.")
     processor: str | None = Field(None, description="Instead of data.processor, for this model.")
+    processor_trust_remote_code: bool = Field(False, description="Run the Python code that comes with that processor.")
     training: dict[str, Any] | None = Field(None, description="Fields of TrainingArguments; absent: a ready teacher.")
     augment: Augment | None = Field(None, description="Instead of data.augment, for the teacher's training.")
     specialist: SpecialistSettings | None = Field(None, description="This teacher knows only some of the classes.")
@@ -123,9 +128,12 @@ class Student(_Section):
     config: dict[str, Any] | None = Field(None, description="A new model: model_type and fields of its config.")
     from_teacher: FromTeacher | None = Field(None, description="Layers of the teacher.")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
-    trust_remote_code: bool = Field(False, description="Run the Python code that comes with the model.")
+    trust_remote_code: bool = Field(
+        False, description="Run the Python code that comes with the model, its own processor's among it."
+    )
     new_head: bool = Field(False, description="Replace a head for another number of labels.")
     processor: str | None = Field(None, description="Instead of data.processor, for this model.")
+    processor_trust_remote_code: bool = Field(False, description="Run the Python code that comes with that processor.")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Student":
@@ -175,10 +183,23 @@ def check_destination_words(repo_id: str, revision: str | None, *, create_pr: bo
         raise ValueError(f"a pull request goes to main: leave out create_pr, or the revision {revision!r}")
 
 
+class Metric(_Section):
+    """A metric that is Python code of others."""
+
+    name: str = Field(description="Hub id of a Space, such as seqeval or you/metric; or a folder, written ./metric.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    trust_remote_code: bool = Field(False, description="Run that code; without it the metric is refused.")
+
+
 def _how_many(value: Any) -> str:
     return SEVERAL if isinstance(value, list) else ONE
 
 
+def _how_named(value: Any) -> str:
+    return SETTINGS if isinstance(value, dict | Metric) else NAME
+
+
+Metrics = list[Annotated[Annotated[str, Tag(NAME)] | Annotated[Metric, Tag(SETTINGS)], Discriminator(_how_named)]]
 Teachers = Annotated[
     Annotated[Teacher, Tag(ONE)] | Annotated[list[Teacher], Field(min_length=1), Tag(SEVERAL)],
     Discriminator(_how_many),
@@ -195,7 +216,9 @@ class Recipe(_Section):
     student: Student
     baseline: bool = Field(True, description="Train the student a second time without a teacher, to compare.")
     training: dict[str, Any] = Field(default_factory=dict, description="Fields of DistillationConfig.")
-    metrics: list[str] = Field(["accuracy", "f1"], min_length=1, description="accuracy, f1, or Hub ids of metrics.")
+    metrics: Metrics = Field(
+        ["accuracy", "f1"], min_length=1, description="accuracy, f1, or metrics that are code of others."
+    )
     output_dir: str = Field(description="Folder of the run.")
     hub: Hub | None = Field(None, description="Where to publish the student at the end.")
 
@@ -214,6 +237,22 @@ class Recipe(_Section):
         """Return the students in the order of their training, the last of which is the run's."""
         return [*self.stages, self.student]
 
+    @property
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics."""
+        return [metric if isinstance(metric, str) else metric.name for metric in self.metrics]
+
+    def teacher_of(self, student: Student) -> Teacher | Student:
+        """Return whose layers a student may be made of: the student before it, or the first teacher."""
+        place = next(i for i, each in enumerate(self.students) if each is student)
+        return self.students[place - 1] if place else self.teachers[0]
+
+    def trusts_code_of(self, section: Teacher | Student) -> bool:
+        """Tell whether the code that comes with a model may run; one that is made of layers has its teacher's."""
+        while isinstance(section, Student) and section.from_teacher is not None:
+            section = self.teacher_of(section)
+        return section.trust_remote_code
+
     def teacher_stages(self) -> dict[str, Teacher]:
         """Return the teachers that are trained here, by the name of their stage."""
         names = (
@@ -230,6 +269,27 @@ class Recipe(_Section):
     def stage_names(self) -> list[str]:
         """Name all that is trained, in the order of its training."""
         return [*self.teacher_stages(), *self.student_stages(), *(["baseline"] if self.baseline else [])]
+
+
+def code_of_others(recipe: Mapping[str, Any]) -> str | None:
+    """Say which Python code of others a resolved recipe asks to run; None: it asks for none."""
+    teachers = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
+    sections = {"teacher" if len(teachers) == 1 else f"teacher-{i}": each for i, each in enumerate(teachers, start=1)}
+    sections |= {f"stage-{i}": each for i, each in enumerate(recipe["stages"], start=1)}
+    sections["student"] = recipe["student"]
+    found = []
+    for role, section in sections.items():
+        if section["trust_remote_code"]:
+            at = f" at {section['revision']}" if section["revision"] else ""
+            found.append(f"{role} {section['model']}{at}")
+        if section["processor_trust_remote_code"]:
+            found.append(f"{role}'s processor {section['processor']}")
+    if recipe["data"]["processor_trust_remote_code"]:
+        found.append(f"processor {recipe['data']['processor']}")
+    for metric in recipe["metrics"]:
+        if isinstance(metric, Mapping) and metric["trust_remote_code"]:
+            found.append(f"metric {metric['name']}" + (f" at {metric['revision']}" if metric["revision"] else ""))
+    return f"This recipe runs code of others: {', '.join(found)}." if found else None
 
 
 def _exactly_one(section: Any, *names: str) -> Any:

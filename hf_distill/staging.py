@@ -20,7 +20,6 @@ from hf_distill.evaluation.measuring import Metrics
 from hf_distill.evaluation.results import curve
 from hf_distill.inputs import Inputs, Section
 from hf_distill.lineage import NOWHERE, data_origin, model_origin
-from hf_distill.models.auto import AUTO_CLASSES
 from hf_distill.schema import Augment, Recipe, Student, Teacher
 from hf_distill.settings import NOT_TRAINING, arguments
 from hf_distill.shared_targets import SharedTargets, origin_of_shared, shared_targets
@@ -29,7 +28,10 @@ from hf_distill.timing import Clock
 from hf_distill.trainer import DistillationTrainer
 from hf_distill.workspace import Checkpoint, Workspace, refuse_mixed_folders
 
-_NOT_OF_THE_SPLITS = {"dataset", "name", "revision", "path", "max_length", "background", "augment", "processor"}
+_NOT_OF_THE_SPLITS = {
+    *("dataset", "name", "revision", "path", "max_length", "background", "augment"),
+    *("processor", "processor_trust_remote_code"),
+}
 
 
 def settle_devices(recipe: Recipe) -> None:
@@ -67,7 +69,7 @@ def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets:
         with PartialState().main_process_first():
             inputs = Inputs(recipe, splits, shared)
         origin = data_origin(data.dataset, data.revision, rows)
-        metrics = Metrics(recipe.metrics, splits.label_names)
+        metrics = Metrics(recipe.model_dump()["metrics"], splits.label_names)
         yield Stages(recipe, name, workspace, splits, inputs, metrics, origin, shared)
 
 
@@ -183,7 +185,7 @@ class Stages:
         if record is not None:
             self.origins.setdefault(id(section), record.get("origin", NOWHERE))
             self.curves[stage] = curve(record["log_history"])
-            return self._load(self.workspace.model_folder(stage)), record["train_seconds"]
+            return self.cast.saved_model(self.workspace.model_folder(stage), section), record["train_seconds"]
         args = arguments(self.recipe, stage, self.workspace.checkpoints(stage))
         set_seed(args.seed)
         model = build()
@@ -205,7 +207,7 @@ class Stages:
         )
         if checkpoint is not None and checkpoint.is_last:
             # Trained to the end, but not saved: `train` would go one step too far.
-            saved = self._load(_best(checkpoint, args))
+            saved = self.cast.saved_model(_best(checkpoint, args), section)
             model.load_state_dict(saved.state_dict())
             model.config = saved.config
             history = checkpoint.state["log_history"]
@@ -271,9 +273,6 @@ class Stages:
         return self.inputs.rows(
             self.inputs.reader(section), role, augment=augment, seed=seed, teachers=readers, soft_targets=column
         )
-
-    def _load(self, folder: Path) -> PreTrainedModel:
-        return AUTO_CLASSES[self.recipe.task].from_pretrained(str(folder), dtype=torch.float32)
 
     # ---- Where it all comes from ----
 

@@ -149,10 +149,18 @@ class TaughtTrainer(ResumableTrainer):
         """Return the batches of a test set; labels that are all -1, which are not public, are left out."""
         return super().get_test_dataloader(without_hidden_labels(test_dataset))
 
-    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> DataLoader:
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
         if not any(dataset is known for known in [self.train_dataset, *self._evaluation_sets()]):
             self._check_labels(dataset)
-        return super()._get_dataloader(dataset, *args, **kwargs)
+        return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 
     def _take_on(self, teacher: Any, processing_class: Any, student: nn.Module) -> None:
         circumstances = Circumstances(

@@ -230,7 +230,7 @@ class TestBadInput:
             ("student.model=nowhere", "cannot load the model 'nowhere': "),
             ("student.config={model_type: brt}", "config.model_type 'brt' is not one that Transformers knows"),
             ("student.from_teacher.layers=[7]", "from_teacher.layers must name some of the teacher's layers 0 to 1"),
-            ("metrics=[acuracy]", "metrics: cannot load 'acuracy': "),
+            ("metrics=[acuracy]", "x.yaml: metrics.0: acuracy is Python code of others (on the Hub, in the Space "),
             ("output_dir=x.yaml", "output_dir: cannot write to x.yaml: File exists. Choose another folder."),
             (
                 "output_dir=x.yaml/run",

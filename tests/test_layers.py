@@ -33,7 +33,7 @@ MAY_USE: dict[str, set[str]] = {
     "resuming": {"sampling"},
     "problems": {"config"},
     "schema": {"problems"},
-    "conflicts": {"problems", "schema"},
+    "conflicts": {"evaluation.measuring", "problems", "schema"},
     "recipe": {"conflicts", "problems", "schema"},
     "workspace": {"recipe", "schema", "teachers.cache_key"},
     "timing": {"workspace"},

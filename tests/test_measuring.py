@@ -89,7 +89,7 @@ def test_a_metric_of_label_names_gets_the_names_of_each_row():
     Path("tagging/tagging.py").write_text(TAGGING)
     logits = np.eye(3)[[[0, 1, 2], [2, 2, 2]]]
     labels = np.array([[0, 0, -100], [-100, 2, 1]])
-    found = Metrics([str(Path("tagging").resolve()), "accuracy"], NAMES)(logits, labels)
+    found = Metrics([{"name": "./tagging", "trust_remote_code": True}, "accuracy"], NAMES)(logits, labels)
     assert found == {"rows": 2.0, "is_predicted": 1.0, "is_labelled": 1.0, "accuracy": 0.5}
 
 
@@ -98,7 +98,7 @@ def test_a_metric_that_cannot_be_loaded_is_named_before_anything_is_trained():
     with pytest.raises(
         ValueError, match=r"^metrics: cannot load 'acuracy': .*there are accuracy, agreement, f1\.$"
     ) as e:
-        Metrics(["f1", "acuracy"], NAMES)
+        Metrics(["f1", {"name": "acuracy", "trust_remote_code": True}], NAMES)
     assert "\n" not in str(e.value)
 
 

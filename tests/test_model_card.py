@@ -215,7 +215,11 @@ SCENARIOS: dict[str, tuple[dict, dict]] = {
         },
     ),
     "tokens": (
-        {**TEXT, "task": "token-classification", "metrics": ["seqeval", "accuracy"]},
+        {
+            **TEXT,
+            "task": "token-classification",
+            "metrics": [{"name": "seqeval", "trust_remote_code": True}, "accuracy"],
+        },
         {
             "second": "overall_f1",
             "lineage": {

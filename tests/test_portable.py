@@ -26,7 +26,7 @@ def recipe(**changes) -> dict:
             "report_to": ["none"],
             "fsdp_config": {"path": "C:\\Users\\Lovelace\\fsdp.json"},
         },
-        "metrics": ["accuracy", "/home/lovelace/metrics/mine"],
+        "metrics": ["accuracy", "/home/lovelace/metrics/mine", {"name": "../metrics/other"}],
         "output_dir": "/home/lovelace/runs/first",
         **changes,
     }
@@ -42,7 +42,7 @@ class TestPortable:
         assert found["stages"][0]["model"] == "assistant"
         assert found["training"]["deepspeed"] == "ds.json"
         assert found["training"]["fsdp_config"]["path"] == "fsdp.json"
-        assert found["metrics"] == ["accuracy", "mine"]
+        assert found["metrics"] == ["accuracy", "./mine", {"name": "./other"}]
         assert found["output_dir"] == "first"
 
     def test_labels_stay_as_they_are(self):

@@ -73,7 +73,7 @@ def load_rows(
         else:
             assert path is not None
             loaded = _load_path(Path(path).expanduser())
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = _reason(error, on_hub=dataset is not None)
         raise ValueError(f"data: cannot read {dataset or path}: {reason}") from error
     return loaded if isinstance(loaded, DatasetDict) else DatasetDict({str(loaded.split or "train"): loaded})
@@ -104,6 +104,10 @@ def _reason(error: Exception, *, on_hub: bool) -> str:
             f"{', '.join(cause.requested_column_names)}: give all the same columns with the same types"
         )
     said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+    if "scripts are no longer supported" in said:
+        return (
+            f"{said.rstrip('.')}. No code of a data set is run: convert it to parquet files, or move the script away."
+        )
     if "corresponds to no data" in said:
         return "it has no rows"
     if on_hub:

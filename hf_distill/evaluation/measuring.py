@@ -1,14 +1,18 @@
-"""Compute metrics from logits, by local `evaluate` modules or by any from the Hub."""
+"""Compute metrics from logits, by local `evaluate` modules or, with consent to run their code, by any from the Hub."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import numpy as np
 
 MISSING_LABEL = -100
 _LOCAL_MODULES = Path(__file__).parent / "metrics"
+_OF_BARE_NAMES = "evaluate-metric"  # the namespace on the Hub of metrics such as seqeval
+
+Metric = str | Mapping[str, Any]
+"""A metric's name, or that with its revision and with consent to run its code (trust_remote_code)."""
 
 
 def local_metrics() -> list[str]:
@@ -16,22 +20,41 @@ def local_metrics() -> list[str]:
     return sorted(folder.name for folder in _LOCAL_MODULES.iterdir() if (folder / f"{folder.name}.py").exists())
 
 
+def refusal(metric: Metric) -> str | None:
+    """Say why a metric is not loaded: it is code of others, and nobody has consented to run it. None: it is loaded."""
+    name, revision, is_trusted = _parts(metric)
+    if name in local_metrics():
+        if revision is None and not is_trusted:
+            return None
+        return f"{name} comes with hf_distill: write {name} alone, or {_OF_BARE_NAMES}/{name} for the Hub's"
+    if _is_path(name) and revision is not None:
+        return f"revision belongs to a metric on the Hub, and {name} is a folder: leave it out"
+    if is_trusted:
+        return None
+    near = difflib.get_close_matches(name, local_metrics(), n=1)
+    others = f"did you mean {near[0]}?" if near else f"{', '.join(local_metrics())} need none"
+    where = "in a folder" if _is_path(name) else f"on the Hub, in the Space {_space(name)}"
+    return (
+        f"{name} is Python code of others ({where}), which runs only with consent: look at it, and write "
+        f"{{name: {name}, trust_remote_code: true}}; {others}"
+    )
+
+
 class Metrics:
     """A recipe's metrics, computed from logits and labels.
 
     Args:
-        names: `accuracy`, `f1` (macro), or the Hub id of a metric of class indices or, as seqeval is, of sequences of
-            label names.
+        metrics: `accuracy`, `f1` (macro), or, with consent to run its code, a metric of class indices or, as seqeval
+            is, of sequences of label names: a Hub id, or a folder that is written as a path (`./metric`).
         label_names: the labels, in the order of the logits.
 
     Raises:
-        ValueError: a metric cannot be loaded.
+        ValueError: a metric cannot be loaded, or its code may not run.
     """
 
-    def __init__(self, names: Sequence[str], label_names: Sequence[str]) -> None:
-        self.names = tuple(names)
+    def __init__(self, metrics: Sequence[Metric], label_names: Sequence[str]) -> None:
         self.label_names = tuple(label_names)
-        self._modules = [_load(name) for name in names]
+        self._modules = [_load(metric) for metric in metrics]
 
     def __call__(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Compute all metrics over the labels that are present.
@@ -104,17 +127,50 @@ def of_the_same(
     return np.concatenate(of_student), np.concatenate(of_teacher)
 
 
-def _load(name: str) -> Any:
-    local = _LOCAL_MODULES / name
-    source = str(local) if name in local_metrics() else name
+def _load(metric: Metric) -> Any:
+    import evaluate
+
+    problem = refusal(metric)
+    if problem is not None:
+        raise ValueError(f"metrics: {problem}")
+    name, revision, _ = _parts(metric)
     try:
         # In memory: two processes that share a cache folder would otherwise lock each other out.
-        return evaluate.load(source, keep_in_memory=True)
+        return evaluate.load(str(_script(name, revision)), keep_in_memory=True)
     except (OSError, ImportError, ValueError) as error:
+        hint = f" (a folder is written ./{name})" if not _is_path(name) and Path(name).exists() else ""
         raise ValueError(
-            f"metrics: cannot load {name!r}: {str(error).splitlines()[0].rstrip('.')}. With no network there are "
+            f"metrics: cannot load {name!r}: {str(error).splitlines()[0].rstrip('.')}{hint}. With no network there are "
             f"{', '.join(local_metrics())}."
         ) from error
+
+
+def _parts(metric: Metric) -> tuple[str, str | None, bool]:
+    settings = {"name": metric} if isinstance(metric, str) else metric
+    return settings["name"], settings.get("revision"), bool(settings.get("trust_remote_code"))
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "~")) or Path(name).is_absolute()
+
+
+def _space(name: str) -> str:
+    return name if "/" in name else f"{_OF_BARE_NAMES}/{name}"
+
+
+def _script(name: str, revision: str | None) -> Path:
+    """Return the file, or the folder, of a metric.
+
+    `evaluate` would take a name, and even a Hub id, for a file of the working folder wherever there is one.
+    """
+    from huggingface_hub import snapshot_download
+
+    if name in local_metrics():
+        return _LOCAL_MODULES / name
+    if _is_path(name):
+        return Path(name).expanduser().resolve()
+    folder = snapshot_download(_space(name), repo_type="space", revision=revision, allow_patterns="*.py")
+    return Path(folder, f"{_space(name).split('/')[1]}.py")
 
 
 def _wants_names(module: Any) -> bool:

@@ -20,9 +20,10 @@ from hf_distill.publishing.parts import (
     table,
     template_path,
 )
-from hf_distill.publishing.portable import is_local, portable
+from hf_distill.publishing.portable import portable
 from hf_distill.publishing.readme import our_section
 from hf_distill.publishing.usage import usage
+from hf_distill.schema import code_of_others
 
 _METRIC_NAMES = {"accuracy": "Accuracy", "f1": "F1 (macro)"}
 
@@ -62,7 +63,7 @@ def model_card(
             *ancestry.soft_targets,
         ]
         or None,
-        metrics=[metric for metric in recipe["metrics"] if not is_local(metric)] or None,
+        metrics=[name for name in _names(shared["metrics"]) if not name.startswith("./")] or None,
         tags=["knowledge-distillation", "distillation"],
         model_name=name.split("/")[-1],
         eval_results=_eval_results(results, data, source, ancestry.dataset_revision),
@@ -86,6 +87,7 @@ def model_card(
         usage=usage(shared, results, name),
         lineage=lineage_table(ancestry, results),
         making=table(_making(shared, results, source)),
+        code_of_others=code_of_others(shared),
         command=command,
         shortened=ancestry.has_local or recipe["data"]["path"] is not None,
         licence=licence_words(licence, objections(recipe, lineage, licence.get("license"))),
@@ -158,6 +160,10 @@ def _eval_results(results: Results, data: Mapping[str, Any], source: str, revisi
         )
         for name, value in results.student.metrics.items()
     ]
+
+
+def _names(metrics: Sequence[str | Mapping[str, Any]]) -> list[str]:
+    return [metric if isinstance(metric, str) else metric["name"] for metric in metrics]
 
 
 # ---- Words ----

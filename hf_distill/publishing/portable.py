@@ -37,6 +37,8 @@ def portable(recipe: Mapping[str, Any], lineage: Mapping[str, Any] | None = None
         elif key == "data":
             came_from_hub = known["dataset"].get("id") is not None if known.get("dataset") else None
             reduced[key] = _section(value, came_from_hub)
+        elif key == "metrics":
+            reduced[key] = [_metric(metric) for metric in value]
         elif key == "output_dir":
             reduced[key] = last_name(str(value))
         else:
@@ -86,6 +88,13 @@ def _section(section: Any, from_hub: bool | None) -> Any:
         else:
             reduced |= _anything({key: value})
     return reduced
+
+
+def _metric(metric: Any) -> Any:
+    """Reduce a metric's folder to its last name, written as a path: the name alone would be a metric on the Hub."""
+    if isinstance(metric, Mapping):
+        return {**metric, "name": _metric(metric["name"])}
+    return f"./{last_name(metric)}" if _LOOKS_LOCAL.match(metric) else metric
 
 
 def _anything(value: Any) -> Any:

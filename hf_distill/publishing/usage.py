@@ -79,7 +79,7 @@ class _Student:
         self.registering = ("import hf_distill.models  # registers hf_distill_mlp",) if self.is_own_architecture else ()
         self.is_pair = recipe["data"].get("text_pair_column") is not None or len(results.data.get("inputs", [])) == 2
         self.max_length = recipe["data"].get("max_length")
-        self.remote_code = ", trust_remote_code=True" if section.get("trust_remote_code") else ""
+        self.remote_code = ", trust_remote_code=True" if _has_code(recipe) else ""
         self.label_names = results.data.get("label_names", [])
         self.adapter_base = origin.get("model") or "the-base-model" if origin.get("adapter") else None
         self.base_revision = origin.get("revision")
@@ -187,6 +187,16 @@ class _Student:
         if self.problem_type == "regression":
             return [*asked, "print(logits[0].tolist())"]
         return [*asked, "print(model.config.id2label[logits.argmax(-1).item()])"]
+
+
+def _has_code(recipe: Mapping[str, Any]) -> bool:
+    """Tell whether code of others lies beside a student's weights: that of its model, or of its processor."""
+    teacher, student = recipe["teacher"], recipe["student"]
+    line = [*(teacher if isinstance(teacher, list) else [teacher])[:1], *recipe.get("stages", []), student]
+    while line[-1].get("from_teacher"):
+        line.pop()
+    named = student if student.get("processor") else recipe["data"]
+    return bool(line[-1].get("trust_remote_code") or named.get("processor_trust_remote_code"))
 
 
 def _pipeline(student: _Student) -> list[str]:

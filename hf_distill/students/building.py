@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from hf_distill.models.auto import AUTO_CLASSES
+from hf_distill.models.sources import first_line, source_options
 
 
 def model_from_checkpoint(
@@ -35,14 +36,14 @@ def model_from_checkpoint(
         task: `text-classification`, `token-classification` or `image-classification`.
         label_names: the labels, in the order of the logits.
         revision: branch, tag or commit on the Hub.
-        trust_remote_code: run the Python code that comes with the model.
+        trust_remote_code: run the Python code that comes with the model, and no other's.
         new_head: replace a head of another number of labels by a new one.
 
     Raises:
         ValueError: there is no such model, or its head has another number of labels and `new_head` is not set.
     """
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
+        options = source_options(name_or_path, revision, trust_remote_code)
         config = AutoConfig.from_pretrained(name_or_path, **options)
         order = _order_of_head(config, label_names)
         set_labels(config, label_names)
@@ -55,7 +56,7 @@ def model_from_checkpoint(
             **options,
         )
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the model {name_or_path!r} for {task}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"cannot load the model {name_or_path!r} for {task}: {first_line(error)}") from error
     mismatched = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"])
     if mismatched and not new_head:
         raise ValueError(
@@ -96,7 +97,7 @@ def model_from_config(settings: dict[str, Any], task: str, label_names: Sequence
         # None is what the Auto classes trip over where a config has several models, as DeiT has
         config.architectures = config.architectures or []
         set_labels(config, label_names)
-        return AUTO_CLASSES[task].from_config(config)
+        return AUTO_CLASSES[task].from_config(config, trust_remote_code=False)
     except (StrictDataclassError, ValueError, ArithmeticError, RuntimeError) as error:
         raise ValueError(
             f"config.model_type {model_type!r} cannot be built for {task} from {fields or 'its defaults'}: "

@@ -106,6 +106,11 @@ def load_members(members: Sequence[Any], args: Any, circumstances: Circumstances
         ValueError: a member cannot be loaded or placed, or is the student or shares parameters with it.
     """
     student = circumstances.student
+    if args.teacher_trust_remote_code and len(members) > 1:
+        raise ValueError(
+            f"teacher_trust_remote_code is consent for the code of one teacher, and there are {len(members)}: load "
+            "those that come with code by from_pretrained(..., trust_remote_code=True), and pass them as models"
+        )
     sources = [_model_of(member) for member in members]
     for source in sources:
         check_placement(
@@ -133,14 +138,14 @@ def load_members(members: Sequence[Any], args: Any, circumstances: Circumstances
                 dtype=args.teacher_dtype,
                 student=student,
                 revision=args.teacher_revision,
-                trust_remote_code=args.trust_remote_code,
+                trust_remote_code=args.teacher_trust_remote_code,
             )
             source = load_teacher(
                 source,
                 task_of(student),
                 dtype=args.teacher_dtype,
                 revision=args.teacher_revision,
-                trust_remote_code=args.trust_remote_code,
+                trust_remote_code=args.teacher_trust_remote_code,
                 allow_untrained=args.allow_untrained_teacher,
                 **options,
             )
@@ -247,7 +252,10 @@ def _processor(given: Any) -> Any:
         return given
     processor = load_processor(given)
     if processor is None:
-        raise ValueError(f"teacher_processing_class: there is no tokenizer or image processor in {given!r}")
+        raise ValueError(
+            f"teacher_processing_class: there is no tokenizer or image processor in {given!r}, or none without code of "
+            "its own: load that one by from_pretrained, and pass it"
+        )
     return processor
 
 
@@ -312,7 +320,7 @@ def _check_inputs(model: nn.Module, args: Any, circumstances: Circumstances) -> 
         model,
         circumstances.processing_class,
         revision=args.teacher_revision,
-        trust_remote_code=args.trust_remote_code,
+        trust_remote_code=args.teacher_trust_remote_code,
     )
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as deepspeed_integration
 
 from hf_distill.models.auto import AUTO_CLASSES
+from hf_distill.models.sources import first_line, source_options
 
 
 def load_teacher(
@@ -30,7 +31,7 @@ def load_teacher(
         task: one of `AUTO_CLASSES`.
         dtype: type of the weights; None is `float32`, `auto` the type that they were saved in.
         revision: branch, tag or commit on the Hub.
-        trust_remote_code: run the Python code that comes with the model.
+        trust_remote_code: run the Python code that comes with the model, and no other's.
         allow_untrained: accept weights that the checkpoint lacks and that were therefore drawn at random.
         **options: more keywords of `from_pretrained`, such as those of `placement.loading_options`.
 
@@ -43,13 +44,13 @@ def load_teacher(
             model, report = auto_class.from_pretrained(
                 name_or_path,
                 dtype=dtype or "float32",
-                revision=revision or "main",
-                trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                **source_options(name_or_path, revision, trust_remote_code),
                 **options,
             )
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load the teacher {name_or_path!r} for {task}: {first_line(error)}") from error
+        reason = first_line(error, consent="trust_remote_code (in Python teacher_trust_remote_code)")
+        raise ValueError(f"cannot load the teacher {name_or_path!r} for {task}: {reason}") from error
     untrained = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
     if untrained and not allow_untrained:
         shown = ", ".join(untrained[:4]) + (" ..." if len(untrained) > 4 else "")
@@ -100,11 +101,6 @@ def logits_of(outputs: Any) -> Tensor:
         )
     logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
     return logits
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, for a message that quotes it."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager

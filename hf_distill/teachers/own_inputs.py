@@ -17,6 +17,7 @@ from transformers import (
 from hf_distill.data.pixels import image_array
 from hf_distill.data.vision import channels_of
 from hf_distill.models.auto import AUTO_CLASSES
+from hf_distill.models.sources import source_options
 
 _NO_LIMIT = 10**9  # a tokenizer that knows of no limit says that it is 10**30
 
@@ -115,7 +116,7 @@ def load_processor(source: str, *, revision: str | None = None, trust_remote_cod
         the image processor of a vision model, the tokenizer of any other; None if there is none or it cannot be
         loaded.
     """
-    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    options = source_options(source, revision, trust_remote_code)
     config = _loaded(AutoConfig, source, options)
     is_vision = type(config) in AUTO_CLASSES["image-classification"]._model_mapping
     # Asked for a tokenizer, a folder with a vision model alone may give one, and not the other way round.

@@ -11,6 +11,7 @@ from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
 from hf_distill.models.auto import AUTO_CLASSES
+from hf_distill.models.sources import first_line, source_options
 
 PLACEMENTS = ("same", "cpu", "auto", "sharded")
 DEVICE_TYPES = ("cuda", "mps", "xpu", "npu")
@@ -187,12 +188,11 @@ def heads_of(model: nn.Module) -> list[str]:
 
 def _on_meta(source: str, task: str, *, revision: str | None, trust_remote_code: bool) -> nn.Module:
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, **source_options(source, revision, trust_remote_code))
         with torch.device("meta"):
             model: nn.Module = AUTO_CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"cannot load the teacher {source!r} for {task}: {reason}") from error
+        raise ValueError(f"cannot load the teacher {source!r} for {task}: {first_line(error)}") from error
     return model
 
 
