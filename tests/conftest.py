@@ -1,17 +1,29 @@
 """Tests download nothing; those that need real data find them by HF_DISTILL_TEST_DATA."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
+# Before the libraries read them; the processes that tests start inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_distill-")  # no token, and nothing that others have cached
 
+import hypothesis
 import pytest
-import torch
 import transformers
 
-torch.set_num_threads(1)
+CACHES = os.environ["HF_HOME"]
 transformers.logging.set_verbosity_error()
+hypothesis.settings.register_profile("everywhere", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("everywhere")
+
+
+def pytest_unconfigure() -> None:
+    """Delete what was cached."""
+    shutil.rmtree(CACHES, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

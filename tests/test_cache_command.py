@@ -1,7 +1,6 @@
 """Soft targets made by `hf-distill cache`, and runs that go on from there."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -12,6 +11,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import transformers
 import yaml
@@ -247,9 +247,7 @@ class TestCommand:
             "answering.ShardWriter = lambda path, layout: make(path, layout, flush_seconds=0.0)\n"
             "sys.argv = ['hf-distill', 'cache', 'recipe.yaml']; cli.main()"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while len(shards()) < 3:
             assert process.poll() is None
@@ -268,7 +266,7 @@ class TestCommand:
     def test_two_processes_share_the_work_and_train_goes_on_from_there(self):
         """A process that waits for ever for one that has come to its end; a folder of half of the rows."""
         recipe_file(digits_recipe(baseline=False))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         for verb in ("cache", "train"):
             ended = subprocess.run(
                 [*command, "-m", "hf_distill", verb, "recipe.yaml", ON],
@@ -276,7 +274,6 @@ class TestCommand:
                 text=True,
                 check=False,
                 timeout=300,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
             assert ended.returncode == 0, ended.stderr
             if verb == "cache":
@@ -382,7 +379,7 @@ class TestTheTeacherIsGone:
     @pytest.mark.parametrize("is_ready", [False, True])
     def test_one_that_the_student_is_made_of_is_loaded_again_for_that_alone(self, watched, is_ready):
         """Kept for its layers it takes the memory all along; lost, the student starts from other weights."""
-        recipe = text_recipe(training={**text_recipe()["training"], "teacher_logits_dtype": "float32", **SWITCH_ON})
+        recipe = text_recipe(training={**SWITCH_ON, **tiny.SGD, "temperature": 2.0, "teacher_logits_dtype": "float32"})
         if is_ready:
             run(text_recipe(output_dir="first", baseline=False))
             recipe["teacher"] = {"model": "first/teacher"}
@@ -392,7 +389,7 @@ class TestTheTeacherIsGone:
         student = weights()
         online = {name: value for name, value in recipe["training"].items() if "logits" not in name}
         run({**recipe, "training": online, "output_dir": "online"})
-        torch.testing.assert_close(weights("online"), student, rtol=0, atol=2e-3)  # to the last bits of other batches
+        torch.testing.assert_close(weights("online"), student, rtol=0, atol=1e-5)  # to the last bits of other batches
 
     def test_it_stays_where_it_is_asked_in_each_step(self, watched):
         """What the other tests see is not the whim of a garbage collector."""

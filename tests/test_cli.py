@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -77,18 +76,15 @@ def files_below(folder: str) -> dict[str, bytes]:
 
 
 class TestEntryPoint:
-    def test_help_is_there_in_under_a_second_without_torch(self):
+    def test_help_waits_for_no_library_of_the_training(self):
         """An import at the top of the command line makes every command wait for torch."""
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            printed = subprocess.run([*ENTRY_POINT, "--help"], capture_output=True, text=True, check=True).stdout
-            seconds.append(time.perf_counter() - start)
+        printed = subprocess.run([*ENTRY_POINT, "--help"], capture_output=True, text=True, check=True).stdout
         assert all(command in printed for command in ("train", "check", "recipes"))
-        assert min(seconds) < 1
+        slow = ["torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "huggingface_hub", "safetensors"]
+        slow += ["numpy", "pyarrow", "pandas", "PIL", "sklearn", "scipy", "matplotlib"]
         for arguments in (["--help"], ["recipes", "list"]):
             code = f"import sys; sys.argv = ['hf-distill', *{arguments}]; from hf_distill.cli import main\n"
-            code += "try: main()\nexcept SystemExit: sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+            code += f"try: main()\nexcept SystemExit: sys.exit(', '.join(set({slow}) & set(sys.modules)) or 0)"
             subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
     def test_a_mistake_ends_the_real_program_with_two_and_one_line(self):

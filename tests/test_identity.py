@@ -248,16 +248,21 @@ class TestWhatARowSays:
         with pytest.raises(ValueError, match="a row must be a mapping from column to value, got tuple"):
             digests([(1, 2)])
 
-    def test_a_large_data_set_takes_a_second(self):
+    def test_a_large_data_set_takes_less_time_than_python_lists_of_it(self):
         """Minutes before each training, spent on Python lists."""
         count = 67_349
         lengths = np.random.default_rng(0).integers(3, 60, count)
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         column = pa.ListArray.from_arrays(offsets, np.arange(offsets[-1]) % 30_000)
         rows = Dataset(pa.table({"input_ids": column, "attention_mask": column}))
-        start = time.process_time()
-        identify(rows, None)
-        assert time.process_time() - start < 5  # of one processor; 0.6 is usual
+        objects = rows.to_list()
+
+        def seconds(dataset):
+            start = time.process_time()
+            identify(dataset, None)
+            return time.process_time() - start
+
+        assert seconds(rows) < seconds(objects)  # a third of it is usual
 
 
 class TestImageRows:

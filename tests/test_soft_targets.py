@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -297,24 +298,24 @@ class TestFaults:
     def test_a_second_builder_waits_for_the_first_and_says_for_whom(self, tmp_path):
         """Two that remove each other's files."""
         program = (
-            "import sys, time, pathlib\n"
+            "import sys, pathlib\n"
             "from hf_distill.teachers.shards import held\n"
-            "folder = pathlib.Path(sys.argv[1])\n"
-            "with held(folder):\n"
-            "    with open(folder.with_name('log'), 'a') as log: log.write(f'{sys.argv[2]} in\\n'); log.flush(); "
-            "time.sleep(2); log.write(f'{sys.argv[2]} out\\n')\n"
+            "with held(pathlib.Path(sys.argv[1])):\n"
+            "    print('in', flush=True); sys.stdin.read(); print('out', flush=True)\n"
         )
-        folder = tmp_path / "cache"
-        started = [
-            subprocess.Popen([sys.executable, "-c", program, str(folder), name], stderr=subprocess.PIPE, text=True)
-            for name in ("a", "b")
-        ]
-        said = [process.communicate()[1] for process in started]
-        assert [process.returncode for process in started] == [0, 0]
-        lines = (tmp_path / "log").read_text().splitlines()
-        assert lines in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
-        first = 0 if lines[0] == "a in" else 1
-        assert f"waiting for process {started[first].pid} on" in said[1 - first]
+        command = [sys.executable, "-c", program, str(tmp_path / "cache")]
+        with (tmp_path / "log").open("a") as log:
+            first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log)
+            while not (tmp_path / "log").read_text():
+                assert first.poll() is None
+                time.sleep(0.02)
+            second = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.PIPE, text=True)
+            said = next((line for line in second.stderr if "waiting" in line), "")
+            first.communicate()
+            second.communicate()
+        assert [first.returncode, second.returncode] == [0, 0]
+        assert f"waiting for process {first.pid} on" in said
+        assert (tmp_path / "log").read_text() == "in\nout\nin\nout\n"
 
 
 class TestKey:

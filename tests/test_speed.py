@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,7 +13,6 @@ from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, Trai
 
 from hf_distill import DistillationConfig, DistillationTrainer
 from hf_distill.sampling import EpochLengthGroupedSampler
-from tests import tiny
 
 
 def made(student=None, teacher=None, rows=None, **settings) -> Any:

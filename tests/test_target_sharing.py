@@ -95,7 +95,7 @@ class TestAndBack:
             capture_output=True,
             text=True,
             check=False,
-            env=hub.environment | {"OMP_NUM_THREADS": "1"},
+            env=hub.environment,
         )
         assert ended.returncode == 0, ended.stderr
         (commit,) = shares(hub)
@@ -389,8 +389,8 @@ class TestPushFaults:
         process: list[subprocess.Popen] = []
         hub.fault(step, lambda: (process[0].send_signal(signal.SIGKILL), process[0].wait()))
         command = [sys.executable, "-m", "hf_distill", "cache", "recipe.yaml", "--push", NAME]
-        environment = hub.environment | {"OMP_NUM_THREADS": "1"}
-        process.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process.append(subprocess.Popen(command, env=hub.environment, **silent))
         assert process[0].wait() == -signal.SIGKILL
         deadline = time.monotonic() + 20
         while step not in hub.steps() and time.monotonic() < deadline:

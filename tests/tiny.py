@@ -45,6 +45,10 @@ WORDS = [
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##ly", "##er"]
 IMAGE_SIZE = 8
 
+# For trainings whose weights are compared up to rounding: Adam moves a parameter whose gradient is nothing but rounding
+# (a key's bias, which shifts all scores of a query alike) by whole steps, to another place on each processor.
+SGD: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1}
+
 
 def labels(num_labels: int = 3) -> dict[str, Any]:
     names = ["red", "green", "blue", "black", "white"][:num_labels]
