@@ -251,8 +251,16 @@ class TestColumns:
             ),
             ({"question2": ["x"], "question1": ["y"], "labels": [0]}, TEXT, ("question1", "question2"), "labels"),
             ({"text": ["x"], "label": ["a"]}, TEXT, ("text",), "label"),
-            ({"tokens": [["x"]], "ner_tags": [[1]], "pos_tags": [[2]]}, TOKENS, ("tokens",), "ner_tags"),
+            ({"tokens": [["x"]], "ner_tags": [[1]], "spans": [["y"]]}, TOKENS, ("tokens",), "ner_tags"),
+            ({"tokens": [["x"]], "ner_tags": [[1]], "num_tags": [1]}, TOKENS, ("tokens",), "ner_tags"),
             ({"words": [["x"]], "tags": [["B"]]}, TOKENS, ("words",), "tags"),
+            ({"words": [["x"]], "lemmas": [["y"]], "upos_tags": [["B"]]}, TOKENS, ("words",), "upos_tags"),
+            (
+                {"id": ["7"], "sentence1": ["x"], "sentence2": ["y"], "label": [0]},
+                TEXT,
+                ("sentence1", "sentence2"),
+                "label",
+            ),
             ({"tokens": [["x"]], "lemmas": [["y"]], "tags": [[1]]}, TOKENS, ("tokens",), "tags"),
         ],
     )
@@ -271,7 +279,6 @@ class TestColumns:
     def test_named_columns_are_taken_before_any_guess(self):
         """A guess in place of what the recipe says."""
         rows = table(sentence1=["a"], sentence2=["b"], text=["c"], label=[0], gold=[1])
-        assert find_columns(rows, TEXT).inputs == ("sentence1", "sentence2")
         assert find_columns(rows, TEXT, text_column="text").inputs == ("text",)
         found = find_columns(rows, TEXT, text_column="text", text_pair_column="sentence1", label_column="gold")
         assert (found.inputs, found.label) == (("text", "sentence1"), "gold")
@@ -308,6 +315,35 @@ class TestColumns:
             find_columns(table(title=["x"], body=["y"], label=[0]), TEXT)
         with pytest.raises(ValueError, match=r"data\.label_column is not set and cannot be guessed: no column"):
             find_columns(table(text=["x"], stars=[0]), TEXT)
+
+    @pytest.mark.parametrize(
+        ("columns", "task", "key", "candidates"),
+        [
+            ({"text": ["x"], "label": [0], "labels": [1]}, TEXT, "label_column", "label, labels"),
+            ({"tokens": [["x"]], "pos_tags": [[1]], "ner_tags": [[2]]}, TOKENS, "label_column", "pos_tags, ner_tags"),
+            ({"tokens": [["x"]], "ner_tags": [[1]], "labels": [[2]]}, TOKENS, "label_column", "ner_tags, labels"),
+            ({"tokens": [["x"]], "words": [["y"]], "tags": [[1]]}, TOKENS, "text_column", "tokens, words"),
+            (
+                {name: ["x"] for name in ("premise", "hypothesis", "question1", "question2")} | {"label": [0]},
+                TEXT,
+                "text_column",
+                "premise with hypothesis, question1 with question2",
+            ),
+            (
+                {"sentence1": ["x"], "sentence2": ["y"], "text": ["z"], "label": [0]},
+                TEXT,
+                "text_column",
+                "sentence1 with sentence2, text",
+            ),
+        ],
+    )
+    def test_two_columns_with_usual_names_are_asked_for(self, columns, task, key, candidates):
+        """The raw labels of a second annotator, or parts of speech for names, learned without a word."""
+        with pytest.raises(
+            ValueError,
+            match=rf"data\.{key} is not set and cannot be guessed: {candidates} all hold .* Name the one that",
+        ):
+            find_columns(table(**columns), task)
 
     def test_a_split_that_lacks_a_column_of_the_training_split(self):
         """GLUE-like test splits under other names."""

@@ -1,6 +1,7 @@
 """Load the splits of a data set, and find its columns."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,11 @@ from hf_distill.data.labels import index_labels, is_text
 
 _EVAL_SPLITS = ("validation", "valid", "dev", "test")
 _FILE_TYPES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+_TEXTS = ("text", "sentence")
 _TEXT_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text1", "text2"))
 _LABEL_COLUMNS = ("label", "labels")
-_TAG_COLUMNS = ("ner_tags", "tags", "labels", "pos_tags")
+_TAG_COLUMNS = re.compile(r"(.*_)?(tags|labels)")
+_WORD_COLUMNS = ("tokens", "words")
 # Without these, words such as None, NA and null are read as missing, be they labels or texts.
 _CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
 
@@ -212,13 +215,16 @@ def find_columns(
         return Columns((_input_column(dataset, "image_column", image_column, images, "images"),), label)
     if task == "token-classification":
         words = [name for name, feature in dataset.features.items() if _is_text_list(feature) and name != label]
-        guesses = ["tokens"] if "tokens" in words and text_column is None else words
+        usual = [name for name in _WORD_COLUMNS if name in words]
+        guesses = usual if usual and text_column is None else words
         return Columns((_input_column(dataset, "text_column", text_column, guesses, "lists of words"),), label)
     texts = [name for name, feature in dataset.features.items() if is_text(feature) and name != label]
     if text_column is None and text_pair_column is None:
-        pair = next((pair for pair in _TEXT_PAIRS if set(pair) <= set(texts)), None)
-        if pair is not None:
-            return Columns(pair, label)
+        pairs = [pair for pair in _TEXT_PAIRS if set(pair) <= set(texts)]
+        if pairs:
+            usual = [*map(" with ".join, pairs), *(name for name in _TEXTS if name in texts)]
+            _named_or_only(dataset, "text_column", None, usual, "text")
+            return Columns(pairs[0], label)
     first = _input_column(dataset, "text_column", text_column, texts, "text")
     if text_pair_column is None:
         return Columns((first,), label)
@@ -237,12 +243,13 @@ def _input_column(dataset: Dataset, key: str, named: str | None, fitting: Sequen
 def _label_column(dataset: Dataset, task: str, named: str | None) -> str | None:
     if named is not None:
         return _named_or_only(dataset, "label_column", named, [], "labels")
-    usual = _TAG_COLUMNS if task == "token-classification" else _LABEL_COLUMNS
-    present = [name for name in usual if name in dataset.column_names]
-    if present:
-        return present[0]
+    is_tagging = task == "token-classification"
+    usual = [name for name in dataset.column_names if is_tagging and _TAG_COLUMNS.fullmatch(name)]
+    usual = [name for name in usual if isinstance(dataset.features[name], List)] or usual
+    if not is_tagging:
+        usual = [name for name in _LABEL_COLUMNS if name in dataset.column_names]
     classes = [name for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)]
-    return _named_or_only(dataset, "label_column", None, classes, "labels")
+    return _named_or_only(dataset, "label_column", None, usual or classes, "labels")
 
 
 def _named_or_only(dataset: Dataset, key: str, named: str | None, candidates: Sequence[str], what: str) -> str:
@@ -253,7 +260,10 @@ def _named_or_only(dataset: Dataset, key: str, named: str | None, candidates: Se
     if len(candidates) == 1:
         return candidates[0]
     found = f"{', '.join(candidates)} all hold {what}" if candidates else f"no column clearly holds {what}"
-    raise ValueError(f"data.{key} is not set and cannot be guessed: {found} among {', '.join(dataset.column_names)}")
+    raise ValueError(
+        f"data.{key} is not set and cannot be guessed: {found} among {', '.join(dataset.column_names)}. Name the one "
+        "that is meant"
+    )
 
 
 def _is_text_list(feature: Any) -> bool:
