@@ -3,8 +3,11 @@
 import shutil
 import sys
 import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -34,10 +37,24 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback o
 
 def main() -> None:
     """Run the command line; a user's mistake ends with exit code 2 and no traceback."""
+    show = warnings.showwarning
+    warnings.showwarning = partial(_show_warning, show)
     try:
         app()
     except (ValueError, OSError) as error:
         _fail(error)
+    finally:
+        warnings.showwarning = show
+
+
+def _show_warning(
+    show: Callable[..., None], message: Warning | str, category: type[Warning], filename: str, *where: Any
+) -> None:
+    """Print a warning of this package as one line, and any other as Python does."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        _warn_of([str(message)])
+    else:
+        show(message, category, filename, *where)
 
 
 def _fail(error: Exception) -> NoReturn:

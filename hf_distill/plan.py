@@ -13,7 +13,7 @@ from transformers import AutoConfig
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
 from hf_distill.models.auto import AUTO_CLASSES
 from hf_distill.models.sources import first_line, needs_consent, source_options
-from hf_distill.schema import Hub, Recipe, Stage, Student, Teacher
+from hf_distill.schema import Hub, Recipe, Stage, Student, Teacher, split_words
 from hf_distill.shared_targets import UnreachableError, shared_targets
 from hf_distill.students.building import model_from_config, student_from_teacher
 from hf_distill.teachers.memory import device_name, memory_needed
@@ -34,13 +34,13 @@ def plan(recipe: Recipe) -> list[tuple[str, str]]:
         ValueError: the teacher's placement is none, a model cannot be built, or soft targets lie where models do.
     """
     data = recipe.data
-    judged = data.test_split or data.eval_split or "the validation or test split"
+    results = split_words(data.test_split or data.eval_split or "the validation or test split", data.train_split)
     rows = f"at most {data.max_train_rows:,} rows of " if data.max_train_rows else ""
     check_placement_words(recipe.training.get("teacher_placement", "same"))
     refuse_mixed_folders(recipe)
     return [
         ("task", recipe.task),
-        ("data", f"{data.dataset or data.path}: {rows}{data.train_split} for training, {judged} for the results"),
+        ("data", f"{data.dataset or data.path}: {rows}{data.train_split} for training, {results} for the results"),
         *(("teacher", _teacher(section, recipe)) for section in recipe.teachers),
         *_students(recipe),
         ("baseline", "the same student on the labels alone" if recipe.baseline else "none"),

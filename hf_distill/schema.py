@@ -38,8 +38,12 @@ class Data(_Section):
     label_column: str | None = Field(None, description="Column of labels.")
     label_names: list[str] | None = Field(None, min_length=2, description="Names of the classes, in their order.")
     train_split: str = Field("train", description="Training split, or a part of one: train[:90%].")
-    eval_split: str | None = Field(None, description="Split that the models are judged on.")
-    test_split: str | None = Field(None, description="Split of the final results, if another.")
+    eval_split: str | float | None = Field(
+        None,
+        description="Split that the models are evaluated on; or a fraction of the training split (0.1), drawn by the "
+        "training's seed from each class, with equal inputs on one side.",
+    )
+    test_split: str | float | None = Field(None, description="Split of the final results, if another; likewise.")
     max_train_rows: Annotated[int, Field(gt=0)] | None = Field(None, description="Use so many training rows.")
     max_length: Annotated[int, Field(gt=0)] | None = Field(None, description="Tokens kept of a text.")
     background: str = Field(
@@ -65,9 +69,24 @@ class Data(_Section):
             pass
         raise ValueError(f"expected an opaque colour, a name such as white or '#rrggbb' in quotes, got {value!r}")
 
+    @field_validator("eval_split", "test_split", mode="before")
+    @classmethod
+    def _split_or_fraction(cls, value: Any) -> Any:
+        if value is None or isinstance(value, str) or (isinstance(value, float) and 0 < value < 1):
+            return value
+        raise ValueError(f"expected a split, a part of one (train[90%:]), or a number between 0 and 1, got {value!r}")
+
     @model_validator(mode="after")
-    def _one_source(self) -> "Data":
+    def _possible(self) -> "Data":
+        fractions = [split for split in (self.eval_split, self.test_split) if isinstance(split, float)]
+        if sum(fractions) >= 1:
+            raise ValueError(f"eval_split {fractions[0]} and test_split {fractions[1]} leave no training rows")
         return _exactly_one(self, "dataset", "path")
+
+
+def split_words(split: str | float, train: str) -> str:
+    """Name a split, which may be a fraction of the training split."""
+    return split if isinstance(split, str) else f"a held-out {100 * split:g}% of {train}"
 
 
 class SpecialistSettings(_Section):

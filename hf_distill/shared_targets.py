@@ -135,7 +135,7 @@ class SharedTargets:
             total: all rows.
         """
         data, stated = self.recipe.data, self.facts["data"]
-        same = ("name", "revision", "train_split", "eval_split", "max_train_rows", "max_length", "background")
+        same = ("name", "revision", "train_split", "eval_split", "test_split", "max_train_rows", "max_length", "background")
         here: dict[str, Any] = {
             "data.dataset": data.dataset,
             **{f"data.{name}": getattr(data, name) for name in same},
@@ -150,7 +150,7 @@ class SharedTargets:
         is_known = {name: there[name] is not None for name in here}
         is_known["data.revision"] &= data.revision is not None  # what is there is a commit
         # None is a value of these, and not one that is not known. All rows there, and fewer here, are no reason.
-        is_known |= {f"data.{name}": bool(stated) for name in ("name", "eval_split", "augment")}
+        is_known |= {f"data.{name}": bool(stated) for name in ("name", "eval_split", "test_split", "augment")}
         if data.max_length is None:  # that of the soft targets is taken then
             is_known["data.max_length"] = False
         others = [

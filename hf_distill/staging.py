@@ -1,6 +1,7 @@
 """The stages of a run, trained one after the other: what they share, and who teaches whom."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -65,6 +66,9 @@ def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets:
             seed=int(recipe.training.get("seed", 42)),
             **data.model_dump(exclude=_NOT_OF_THE_SPLITS),
         )
+        if PartialState().is_main_process:
+            for text in splits.warnings:
+                warnings.warn(text, UserWarning, stacklevel=1)
         splits = in_the_students_order(recipe, splits)
         with PartialState().main_process_first():
             inputs = Inputs(recipe, splits, shared)

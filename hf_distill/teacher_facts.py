@@ -106,9 +106,10 @@ def _data(stated: Any) -> dict[str, Any]:
         return {}
     rows, augment = stated.get("num_rows"), stated.get("augment")
     rows = rows if isinstance(rows, dict) else {}
-    texts = ("id", "revision", "name", "train_split", "eval_split", "test_split", "background")
+    texts = ("id", "revision", "name", "train_split", "background")
     return {
         **{name: _text(stated.get(name)) for name in texts},
+        **{name: _text(stated.get(name)) or _number(stated.get(name)) for name in ("eval_split", "test_split")},
         **{name: _number(stated.get(name)) for name in ("max_train_rows", "max_length")},
         "augment": {str(name): _plain(value) for name, value in augment.items()} if isinstance(augment, dict) else None,
         "num_rows": {role: _number(rows.get(role)) or 0 for role in ("train", "evaluation", "test") if role in rows},

@@ -25,9 +25,12 @@ from hf_distill.caching import cache_soft_targets, share_soft_targets
 from hf_distill.evaluation.results import Results
 from hf_distill.plan import plan
 from hf_distill.publishing.repository import Destination
+from hf_distill.publishing.target_card import target_card
 from hf_distill.recipe import load_recipe
 from hf_distill.run import distill
 from hf_distill.staging import Stages
+from hf_distill.teacher_facts import read_facts
+from hf_distill.teachers.cache_key import read_key
 from hf_distill.trainer import DistillationTrainer
 
 pytest_plugins = ["pushing_fixture"]
@@ -184,9 +187,9 @@ class TestCommand:
     def test_views_of_augmented_rows_are_all_made(self, command, monkeypatch):
         """The second epoch's rows are asked about by `train`."""
         recipe = digits_recipe(baseline=False, training={**SWITCH_ON, "teacher_logits_views": 2, **ANY})
-        recipe["data"] |= {"augment": {"crop_padding": 1}, "max_train_rows": 50}
+        recipe["data"] |= {"augment": {"crop_padding": 1}, "max_train_rows": 60}
         _, out, _ = command("cache", recipe_file(recipe))
-        assert "Soft targets of 550 rows" in out
+        assert "Soft targets of 570 rows" in out
         before = shards()
         code, _, err = command("train", "recipe.yaml")
         assert (code, err) == (0, "")
@@ -205,10 +208,14 @@ class TestCommand:
     def test_rows_to_judge_on_are_asked_about_too(self, command):
         """The results at the end of `train` need a teacher that is not there any more."""
         recipe = text_recipe(baseline=False, training={**SMALL, "num_train_epochs": 1, **ANY})
-        recipe["data"] |= {"train_split": "train[:60]", "eval_split": "train[60:]", "test_split": "validation"}
+        recipe["data"] |= {"eval_split": 0.45, "test_split": "validation"}  # of the 80 rows that have labels
         assert command("cache", recipe_file(recipe))[0] == 0
         known = json.loads(Path(TARGETS, "teacher.json").read_text())["data"]
         assert known["num_rows"] == {"train": 60, "evaluation": 36, "test": 40}
+        key = read_key(Path(TARGETS))
+        card = target_card(key, read_facts(Path(TARGETS), key), num_rows=136, num_bytes=1, repo_id="ada/x").text
+        assert ": train, a held-out 45% of train, validation |" in card
+        assert "\n  eval_split: 0.45\n" in card
         before = shards()
         code, _, err = command("train", "recipe.yaml", ON)
         assert (code, err) == (0, "")

@@ -42,7 +42,8 @@ def save_model(folder: str, label_names: tuple[str, ...] = ("neg", "pos")) -> No
 
 def write_rows(path: str, *labels) -> None:
     Path(path).parent.mkdir(exist_ok=True)
-    rows = [{"text": f"a {'good' if i % 2 else 'bad'} film", "label": label} for i, label in enumerate(labels)]
+    name = Path(path).stem  # no text is in two splits
+    rows = [{"text": f"a {'good' if i % 2 else 'bad'} {name}", "label": label} for i, label in enumerate(labels)]
     Path(path).write_text("\n".join(map(json.dumps, rows)))
 
 
@@ -102,7 +103,7 @@ class TestEntryPoint:
         """The parts work and the program does not."""
         environment = {**os.environ, "HF_DATASETS_CACHE": str(Path("cache").resolve())}
         ended = subprocess.run(
-            [*ENTRY_POINT, "train", "x.yaml", "training.temperature=2e0"],
+            [*ENTRY_POINT, "train", "x.yaml", "training.temperature=2e0", "data.eval_split=train"],
             capture_output=True,
             text=True,
             check=False,
@@ -114,6 +115,9 @@ class TestEntryPoint:
         assert any(line.split()[:1] == ["student"] for line in lines)
         assert lines[-1] == "The student is in out/student, all results in results.json beside it."
         assert "Traceback" not in ended.stderr
+        warning = "warning: data: 16 of the 16 rows of the evaluation split (data.eval_split: train) have inputs that "
+        assert len([line for line in ended.stderr.splitlines() if line.startswith(warning)]) == 1
+        assert "UserWarning" not in ended.stderr
         assert json.loads(Path("out/results.json").read_text())["recipe"] == "x"
         assert yaml.safe_load(Path("out/recipe.yaml").read_text())["training"]["temperature"] == 2.0
 
@@ -284,9 +288,9 @@ class TestBadInput:
     def test_an_image_that_cannot_be_read(self, run, monkeypatch, tmp_path_factory):
         """Found out in the middle of the first epoch, with no word about which image it is."""
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        for name in ("train/cat/1", "train/dog/2", "train/dog/3", "test/cat/4"):
+        for number, name in enumerate(("train/cat/1", "train/dog/2", "train/dog/3", "test/cat/4", "test/dog/5")):
             Path(f"images/{name}.png").parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8)).save(f"images/{name}.png")
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(f"images/{name}.png")
         whole = Path("images/train/dog/3.png").read_bytes()
         Path("images/train/dog/3.png").write_bytes(whole[:40])
         shape = {"model_type": "hf_distill_mlp", "image_size": 8, "num_channels": 3, "hidden_sizes": [4]}

@@ -70,13 +70,13 @@ class TestSources:
 
     def test_a_folder_of_images_takes_its_classes_from_the_folders(self):
         """Classes numbered by each split's own folders: cat is 0 in one and dog is 0 in the other."""
-        for path in ["train/cat/1.png", "train/dog/2.png", "train/dog/3.png", "test/dog/4.png"]:
+        for path in ["train/cat/1.png", "train/dog/2.png", "train/dog/3.png", "test/cat/4.png", "test/dog/5.png"]:
             write_image(f"images/{path}")
         splits = prepare_splits(load_rows(path="images"), IMAGES)
         assert splits.columns.inputs == ("image",)
         assert splits.label_names == ("cat", "dog")
         assert splits.train["labels"][:] == [0, 1, 1]
-        assert splits.evaluation["labels"][:] == [1]
+        assert splits.evaluation["labels"][:] == [0, 1]
 
     def test_what_save_to_disk_wrote_is_read_back(self):
         """A folder of Arrow files taken for a folder of unknown files."""
@@ -169,11 +169,9 @@ class TestUnreadableSources:
 class TestSplits:
     ROWS = DatasetDict(train=table(n=list(range(20))), dev=table(n=[100]), test=table(n=[200]), none=table(n=[]))
 
-    def choose(self, train="train", evaluation=None, test=None, max_train_rows=None, seed=0):
-        chosen = choose_splits(
-            self.ROWS, train=train, evaluation=evaluation, test=test, max_train_rows=max_train_rows, seed=seed
-        )
-        return [None if rows is None else rows["n"][:] for rows in chosen]
+    def choose(self, train="train", evaluation=None, test=None):
+        _, chosen = choose_splits(self.ROWS, train=train, evaluation=evaluation, test=test)
+        return [chosen[role]["n"][:] if role in chosen else None for role in ("train", "evaluation", "test")]
 
     def test_parts_of_a_split_are_apart_and_make_up_the_whole(self):
         """Rows that are trained on and judged on."""
@@ -202,21 +200,26 @@ class TestSplits:
         assert self.choose()[2] is None
 
     def test_without_a_split_to_judge_on_it_says_how_to_divide_one(self):
-        """The training rows would be judged on."""
-        with pytest.raises(ValueError, match=r"data\.eval_split is not set.*train\[:90%\].*train\[90%:\]"):
-            choose_splits(
-                DatasetDict(train=table(n=[1])), train="train", evaluation=None, test=None, max_train_rows=None, seed=0
-            )
+        """The training rows would be judged on, or rows that are the last classes of an ordered file."""
+        with pytest.raises(ValueError, match=r"data\.eval_split is not set.*have train\..*data\.eval_split: 0\.1"):
+            choose_splits(DatasetDict(train=table(n=[1])), train="train", evaluation=None, test=None)
 
     def test_max_train_rows_are_drawn_by_the_seed_alone(self):
         """The first rows of a sorted file hold one class; a draw that changes makes runs incomparable."""
-        first, again, other = (self.choose(max_train_rows=5, seed=seed)[0] for seed in (1, 1, 2))
+        rows = DatasetDict(train=table(text=[str(i) for i in range(20)], label=[0] * 5 + [1] * 15))
+        rows["dev"] = table(text=["x", "y"], label=[0, 1])
+
+        def drawn(count, seed=0):
+            splits = prepare_splits(rows, TEXT, max_train_rows=count, seed=seed)
+            assert splits.evaluation["text"][:] == ["x", "y"]
+            return [int(text) for text in splits.train["text"][:]]
+
+        first, again, other = (drawn(5, seed) for seed in (1, 1, 2))
         assert first == again
         assert len(set(first)) == 5
         assert set(first) != set(range(5))
         assert first != other
-        assert self.choose(max_train_rows=5)[1] == [100]
-        assert self.choose(max_train_rows=99)[0] == list(range(20))
+        assert drawn(99) == list(range(20))
 
     @pytest.mark.parametrize("key", ["train", "evaluation", "test"])
     def test_a_split_that_is_not_there_is_named_with_those_that_are(self, key):

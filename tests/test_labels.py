@@ -71,12 +71,12 @@ class TestKinds:
 
     def test_whole_numbers_with_empty_cells_in_a_csv_file(self):
         """Pandas reads such a column as 1.0 and 0.0."""
-        Path("x.csv").write_text("text,label\na,1\nb,\nc,0\nd,1\n")
+        Path("x.csv").write_text("text,label\na,1\nb,\nc,0\nd,1\ne,0\n")
         splits = prepare_splits(
             load_rows(path="x.csv"), "text-classification", train_split="train[:3]", eval_split="train[3:]"
         )
         assert splits.train["labels"][:] == [1, -100, 0]
-        assert splits.evaluation["labels"][:] == [1]
+        assert splits.evaluation["labels"][:] == [1, 0]
         assert splits.label_names == ("0", "1")
 
     def test_numbers_that_are_not_a_number_are_missing(self):

@@ -41,6 +41,20 @@ def of(name: str, found: list[tuple[str, str]]) -> list[str]:
     return [text for each, text in found if each == name]
 
 
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        ({}, "train for training, the validation or test split for the results"),
+        ({"eval_split": "test"}, "train for training, test for the results"),
+        ({"eval_split": 0.1}, "train for training, a held-out 10% of train for the results"),
+        ({"eval_split": 0.1, "test_split": 0.075}, "train for training, a held-out 7.5% of train for the results"),
+    ],
+)
+def test_splits(splits, words):
+    """A number in the place of a split's name."""
+    assert of("data", lines(data={"dataset": "sklearn:digits", **splits})) == [f"sklearn:digits: {words}"]
+
+
 def test_an_ensemble():
     """Two teachers shown as one, or nobody can tell whose memory is meant."""
     tiny.resnet(num_channels=1).save_pretrained("special")

@@ -207,6 +207,18 @@ class TestProblems:
             ((TRAINING, "[1]"), "training: expected a mapping (key: value), got [1]"),
             (("text-classification", "classify"), "task: expected 'text-classification', 'token-classification' or"),
             (("eval_split: validation", "max_train_rows: 0"), "data.max_train_rows: expected greater than 0, got 0"),
+            *(
+                (
+                    ("eval_split: validation", f"{key}: {value}"),
+                    f"data.{key}: expected a split, a part of one (train[90%:]), or a number between 0 and 1, got ",
+                )
+                for key in ("eval_split", "test_split")
+                for value in ("0", "1", "1.0", "-0.1", "10", "true", "[0.1]", ".nan")
+            ),
+            (
+                ("eval_split: validation", "eval_split: 0.5, test_split: 0.5"),
+                "data: eval_split 0.5 and test_split 0.5 leave no training rows",
+            ),
             (
                 ("eval_split: validation", "label_names: [a]"),
                 "data.label_names: expected a list of 2 or more, got ['a']",

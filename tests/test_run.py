@@ -197,9 +197,14 @@ def test_words_with_tags_from_recipe_to_results():
     Path("train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     recipe = text_recipe(
         task="token-classification",
-        data={"path": "train.jsonl", "train_split": "train[:75%]", "eval_split": "train[75%:]"},
+        data={"path": "train.jsonl", "eval_split": 0.25},
     )
     found = run(recipe)
+    assert (found.data["num_train_rows"], found.data["num_eval_rows"]) == (48, 16)
+    card = " ".join(Path("out/student/README.md").read_text().split())
+    assert "Measured on the 16 rows of a held-out 25% of train, " in card
+    assert "split: a held-out 25% of train" in card
+    assert run(recipe) == found
     assert found.teacher.metrics["accuracy"] > 0.9
     model = AutoModelForTokenClassification.from_pretrained("out/student")
     assert set(model.config.id2label.values()) == {"O", "OPINION"}

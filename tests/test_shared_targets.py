@@ -51,7 +51,7 @@ def images() -> dict:
     vit.save_pretrained("vit")
     ViTImageProcessorPil(size={"height": 16, "width": 16}, image_mean=[0.4], image_std=[0.3]).save_pretrained("vit")
     recipe = digits_recipe(teacher={"model": "vit"}, training=ON)
-    recipe["data"] |= {"augment": {"crop_padding": 1}, "max_train_rows": 48}
+    recipe["data"] |= {"augment": {"crop_padding": 1}, "max_train_rows": 56}
     recipe["training"] = {**ON, "num_train_epochs": 3, "teacher_logits_views": 2}
     return recipe
 

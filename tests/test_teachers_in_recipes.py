@@ -370,13 +370,12 @@ class TestColumn:
         """The column must survive the processor and the augmentation."""
         Path("images").mkdir()
         for split, count in (("train", 64), ("validation", 32)):
+            random = np.random.default_rng(count)
             Path(f"images/{split}").mkdir()
             lines = []
             for number in range(count):
                 dark = number % 2
-                pixels = np.random.default_rng(number).integers(0, 100, (8, 8), dtype=np.uint8) + np.uint8(
-                    140 * (1 - dark)
-                )
+                pixels = random.integers(0, 100, (8, 8), dtype=np.uint8) + np.uint8(140 * (1 - dark))
                 Image.fromarray(pixels).save(f"images/{split}/{number}.png")
                 soft = [[2.0, 0.0], [0.0, 2.0]][dark]
                 lines.append({"file_name": f"{number}.png", "label": ["bright", "dark"][dark], "teacher_logits": soft})
@@ -395,7 +394,7 @@ class TestColumn:
         """One line for each token, special ones included, padded as the tokens are."""
         save_base()
         tokenizer = tiny.tokenizer()
-        for split, count in (("train", 64), ("validation", 32)):
+        for split, count in (("train", 64), ("validation", 30)):
             rows = []
             for row in sentences(count):
                 words = row["text"].split()
@@ -431,7 +430,7 @@ class TestColumn:
             "teacher.column: the evaluation split has no column teacher_probs: every split needs it"
         )
         assert refused(
-            recipe, "data.path=data/train.jsonl", "data.eval_split=train", "teacher.column=teacher_logits"
+            recipe, "data.path=data/train.jsonl", "data.eval_split=0.1", "teacher.column=teacher_logits"
         ) == (
             "teacher.column: the train split has no column teacher_logits: every split needs it, that of the results "
             "too"
@@ -440,8 +439,8 @@ class TestColumn:
     def test_another_number_of_soft_targets_is_refused(self, refused):
         """Found out in the first batch, with the folder begun."""
         recipe = self.column_recipe(training=ONE)
-        for split in ("train", "validation"):
-            rows = [{**row, "teacher_probs": [0.2, 0.3, 0.5]} for row in sentences(40)]
+        for split, count in (("train", 96), ("validation", 40)):
+            rows = [{**row, "teacher_probs": [0.2, 0.3, 0.5]} for row in sentences(count)]
             Path(f"data/{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         assert refused(recipe).startswith(
             "teacher.column: teacher_probs of the train split has the shape (3,) in a row, expected 2 numbers in a "
@@ -519,7 +518,7 @@ class TestOwnProcessors:
         Path("other/tokenizer.json").write_text(json.dumps(backend))
         assert AutoTokenizer.from_pretrained("other").tokenize("good film") == ["goo", "##d", "film"]
         Path("data").mkdir()
-        for split, count in (("train", 64), ("validation", 32)):
+        for split, count in (("train", 64), ("validation", 30)):
             rows = [row["text"].split() for row in sentences(count)]
             lines = [
                 {"tokens": row, "ner_tags": ["OPINION" if word in DECISIVE else "O" for word in row]} for row in rows

@@ -171,17 +171,20 @@ def _refuse_mixed(values: Sequence[str], column: str) -> None:
 
 
 def _indexed(dataset: Dataset, role: str, column: str, index: Mapping[Any, int], words: str | None) -> Dataset:
+    remedy = "If the rows are ordered by class, divide them at random: data.eval_split: 0.1"
+    hint = "" if role == "train" else f" that the train split has. {remedy}"
+
     def convert(value: Any) -> int:
         if _is_missing(value):
             return MISSING_LABEL
         if value not in index:
             raise ValueError(
                 f"data: label {value!r} in column {column!r} of the {role} split is none of the {len(index)} classes "
-                f"{list(index)[:20]}"
+                f"{list(index)[:20]}{hint}"
             )
         return index[value]
 
-    values = dataset.with_format(None)[column]
+    values = dataset.with_format(None)[column][:]
     converted: list[Any]
     if words is None:
         feature, converted = Value("int64"), [convert(value) for value in values]
@@ -189,7 +192,7 @@ def _indexed(dataset: Dataset, role: str, column: str, index: Mapping[Any, int],
         feature = List(Value("int64"))
         converted = [
             [MISSING_LABEL] * len(texts) if value is None else [convert(item) for item in value]
-            for value, texts in zip(values, dataset.with_format(None)[words], strict=True)
+            for value, texts in zip(values, dataset.with_format(None)[words][:], strict=True)
         ]
     dataset = dataset.remove_columns([name for name in {column, "labels"} if name in dataset.column_names])
     return dataset.add_column("labels", converted, feature=feature)

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List
 
 from hf_distill.data.labels import index_labels, is_text
+from hf_distill.data.splitting import KEYS, check_splits, draw
 
 _EVAL_SPLITS = ("validation", "valid", "dev", "test")
 _FILE_TYPES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
@@ -36,7 +37,8 @@ class Columns:
 class Splits:
     """What a run trains and is judged on. Labels are class indices, -100 where missing.
 
-    `test` is None if the data have no split of that role; results then come from `evaluation`.
+    `test` is None if the data have no split of that role; results then come from `evaluation`. `warnings` say what
+    makes these results mean less than they seem to.
     """
 
     train: Dataset
@@ -44,6 +46,7 @@ class Splits:
     test: Dataset | None
     columns: Columns
     label_names: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def named(self) -> dict[str, Dataset]:
         """Return the splits that there are, by role."""
@@ -141,23 +144,19 @@ def _sklearn_digits() -> DatasetDict:
 
 
 def choose_splits(
-    rows: DatasetDict,
-    *,
-    train: str,
-    evaluation: str | None,
-    test: str | None,
-    max_train_rows: int | None,
-    seed: int,
-) -> tuple[Dataset, Dataset, Dataset | None]:
+    rows: DatasetDict, *, train: str, evaluation: str | float | None, test: str | float | None
+) -> tuple[dict[str, str | float], dict[str, Dataset]]:
     """Pick the splits by name; `train[:90%]` and the like name a part of one.
 
     Args:
         rows: all splits.
         train: the training split.
-        evaluation: the split that the models are judged on; None takes validation, valid, dev or test.
+        evaluation: the split that the models are evaluated on; None takes validation, valid, dev or test.
         test: a split for the final results, if it is to be another than `evaluation`.
-        max_train_rows: keep so many training rows, drawn at random.
-        seed: decides which.
+
+    Returns:
+        by role, what was picked: a split, a part of one, or the fraction of the training split that is still to be
+        drawn; and the rows of those that are no fractions.
 
     Raises:
         ValueError: there is no such split, or it is empty.
@@ -166,21 +165,21 @@ def choose_splits(
         evaluation = next((name for name in _EVAL_SPLITS if name in rows and name != train), None)
         if evaluation is None:
             raise ValueError(
-                f"data.eval_split is not set and cannot be guessed: the data have {list(rows)}. Name one, or divide "
-                f"one: train_split: '{train}[:90%]' and eval_split: '{train}[90%:]'."
+                f"data.eval_split is not set and cannot be guessed: the data have {', '.join(rows)}. Name a split, or "
+                f"draw a part of {train} at random: data.eval_split: 0.1 (a tenth, of each class)"
             )
-    chosen = [_split(rows, spec, key) for key, spec in (("train_split", train), ("eval_split", evaluation))]
-    tested = None if test is None else _split(rows, test, "test_split")
-    train_rows = chosen[0]
-    if max_train_rows is not None and max_train_rows < len(train_rows):
-        train_rows = train_rows.shuffle(seed=seed).select(range(max_train_rows))
-    return train_rows, chosen[1], tested
+    picked = {"train": train, "evaluation": evaluation, "test": test}
+    specs = {role: spec for role, spec in picked.items() if spec is not None}
+    return specs, {role: _split(rows, spec, KEYS[role]) for role, spec in specs.items() if isinstance(spec, str)}
 
 
 def _split(rows: DatasetDict, spec: str, key: str) -> Dataset:
     name = spec.split("[")[0]
     if name not in rows:
-        raise ValueError(f"data.{key}: the data have no split {name!r}, only {', '.join(rows)}")
+        raise ValueError(
+            f"data.{key}: the data have no split {name!r}, only {', '.join(rows)}"
+            + ("" if key == "train_split" else "; a part of the training rows is a number without quotes, such as 0.1")
+        )
     try:
         instruction = datasets.ReadInstruction.from_spec(spec)
         (part,) = instruction.to_absolute({split: len(rows[split]) for split in rows})
@@ -275,8 +274,8 @@ def prepare_splits(
     task: str,
     *,
     train_split: str = "train",
-    eval_split: str | None = None,
-    test_split: str | None = None,
+    eval_split: str | float | None = None,
+    test_split: str | float | None = None,
     max_train_rows: int | None = None,
     seed: int = 42,
     label_names: Sequence[str] | None = None,
@@ -287,11 +286,11 @@ def prepare_splits(
     Args:
         rows: all splits.
         task: `text-classification`, `token-classification` or `image-classification`.
-        train_split: see `choose_splits`, as for the next four.
-        eval_split: as above.
+        train_split: see `choose_splits`, as for the next two.
+        eval_split: as above; or a fraction of the training split, see `splitting.draw`.
         test_split: as above.
-        max_train_rows: as above.
-        seed: as above.
+        max_train_rows: keep so many training rows, drawn at random from what the fractions have left.
+        seed: decides what is drawn.
         label_names: names of the classes in their order, for labels that are plain numbers, or to fix the order of
             labels that are text.
         **column_names: see `find_columns`.
@@ -299,19 +298,37 @@ def prepare_splits(
     Raises:
         ValueError: a split, column or label is not as it should be.
     """
-    train, evaluation, test = choose_splits(
-        rows, train=train_split, evaluation=eval_split, test=test_split, max_train_rows=max_train_rows, seed=seed
-    )
-    columns = find_columns(train, task, **column_names)
-    splits = Splits(train, evaluation, test, columns, ())
-    for role, dataset in splits.named().items():
+    specs, chosen = choose_splits(rows, train=train_split, evaluation=eval_split, test=test_split)
+    columns = find_columns(chosen["train"], task, **column_names)
+    for role, dataset in chosen.items():
         absent = [name for name in (*columns.inputs, columns.label) if name and name not in dataset.column_names]
         if absent:
             raise ValueError(f"data: the {role} split has no column {', '.join(absent)}, the train split has")
     assert columns.label is not None
     words = columns.inputs[0] if task == "token-classification" else None
-    indexed, names = index_labels(splits.named(), columns.label, words=words, label_names=label_names)
-    return Splits(indexed["train"], indexed["evaluation"], indexed.get("test"), columns, names)
+    indexed, names = index_labels(chosen, columns.label, words=words, label_names=label_names)
+    indexed |= _drawn(indexed["train"], columns.inputs, specs, seed)
+    splits = {role: indexed[role] for role in specs}
+    if max_train_rows is not None and max_train_rows < len(splits["train"]):
+        splits["train"] = splits["train"].shuffle(seed=seed).select(range(max_train_rows))
+        specs["train"] = f"{train_split}, data.max_train_rows: {max_train_rows}"
+    found = check_splits(splits, specs, columns.inputs, names)
+    return Splits(splits["train"], splits["evaluation"], splits.get("test"), columns, names, tuple(found))
+
+
+def _drawn(rows: Dataset, inputs: Sequence[str], specs: Mapping[str, str | float], seed: int) -> dict[str, Dataset]:
+    """Draw the splits that are fractions of the training split, and return them with what is left of it, by role."""
+    fractions = {role: spec for role, spec in specs.items() if isinstance(spec, float)}
+    if not fractions:
+        return {}
+    parts = dict(zip(("train", *fractions), draw(rows, inputs, list(fractions.values()), seed), strict=True))
+    for role, fraction in fractions.items():
+        if not len(parts[role]):
+            raise ValueError(
+                f"data.{KEYS[role]}: {fraction} of {specs['train']} draws no row: no class has enough different "
+                "inputs with a label. Name a split instead"
+            )
+    return {role: rows.select(part) for role, part in parts.items()}
 
 
 def reorder_labels(splits: Splits, order: Sequence[int]) -> Splits:

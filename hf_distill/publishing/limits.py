@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_distill.evaluation.results import Results
+from hf_distill.schema import split_words
 
 _WIDTH = 1.96  # standard errors to each side of a 95 % interval
 _CHOSEN_ON_THE_SAME = "The checkpoint was chosen on the very rows that the results come from, which flatters them."
@@ -30,7 +31,7 @@ def limits(recipe: Mapping[str, Any], results: Results) -> list[str]:
         results: what the run found.
     """
     data, training = recipe["data"], recipe["training"]
-    split = data["test_split"] or data["eval_split"] or "the evaluation split"
+    split = split_words(data["test_split"] or data["eval_split"] or "the evaluation split", data["train_split"])
     found = [_precision(results, split), _gain(results)]
     if training.get("load_best_model_at_end") and data["test_split"] is None:
         found.append(_CHOSEN_ON_THE_SAME)

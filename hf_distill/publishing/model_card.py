@@ -23,7 +23,7 @@ from hf_distill.publishing.parts import (
 from hf_distill.publishing.portable import portable
 from hf_distill.publishing.readme import our_section
 from hf_distill.publishing.usage import usage
-from hf_distill.schema import code_of_others
+from hf_distill.schema import code_of_others, split_words
 
 _METRIC_NAMES = {"accuracy": "Accuracy", "f1": "F1 (macro)"}
 
@@ -79,7 +79,7 @@ def model_card(
         table=markdown_table(results),
         summary=summary(results),
         num_eval_rows=f"{results.data['num_eval_rows']:,}",
-        judged_split=_judged_split(data),
+        judged_split=_judged_split(data) or "the evaluation split",
         moment="the best evaluation" if training.get("load_best_model_at_end") else "the last step",
         seed=training.get("seed", 42),
         has_baseline=results.baseline is not None,
@@ -152,7 +152,7 @@ def _eval_results(results: Results, data: Mapping[str, Any], source: str, revisi
             dataset_type=source,
             dataset_name=source,
             dataset_config=data["name"],
-            dataset_split=data["test_split"] or data["eval_split"],
+            dataset_split=_judged_split(data),
             dataset_revision=revision,
             metric_type=name,
             metric_name=_METRIC_NAMES.get(name, name),
@@ -195,8 +195,9 @@ def _making(recipe: Mapping[str, Any], results: Results, source: str) -> Iterato
     yield "environment", ", ".join(f"{name} {version}" for name, version in results.environment.items())
 
 
-def _judged_split(data: Mapping[str, Any]) -> str:
-    return str(data["test_split"] or data["eval_split"] or "the evaluation split")
+def _judged_split(data: Mapping[str, Any]) -> str | None:
+    split = data["test_split"] or data["eval_split"]
+    return None if split is None else split_words(split, data["train_split"])
 
 
 def _teacher_training(teacher: Mapping[str, Any], augment: Mapping[str, Any] | None) -> str:

@@ -7,6 +7,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from hf_distill.publishing.parts import table
 from hf_distill.recipe import yaml_of
+from hf_distill.schema import split_words
 
 _HUB = "https://huggingface.co"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -87,7 +88,8 @@ def _facts(
         commit = f", commit {teacher['revision'][:12]}" if teacher["revision"] else ""
         count = f", {teacher['num_parameters']:,} parameters" if teacher["num_parameters"] else ""
         yield name, f"{_linked(teacher)}{commit}{count}, licence {teacher['license'] or 'not known'}"
-    splits = [f"{data[name]}" for name in ("train_split", "eval_split", "test_split") if data.get(name)]
+    names = ("train_split", "eval_split", "test_split")
+    splits = [split_words(data[name], data.get("train_split") or "train") for name in names if data.get(name)]
     commit = f", commit {data['revision'][:12]}" if data.get("revision") else ""
     yield "data", f"{_data_words(data)}{commit}" + (f": {', '.join(splits)}" if splits else "")
     if data.get("max_length"):
