@@ -7,8 +7,9 @@ from hf_distill.config import DistillationConfig
 from hf_distill.problems import OF_DISTILLATION, OF_KEPT_TARGETS, OF_THE_FIRST_TEACHERS
 from hf_distill.schema import SOFT_TARGETS, Recipe, Stage, Student, Teacher
 
-# For a trainer that predicts; the last two would convert the model for good.
+# For a trainer that predicts, and has nothing to report; the last two would convert the model for good.
 NOT_TRAINING = {
+    "report_to": "none",
     "eval_strategy": "no",
     "save_strategy": "no",
     "load_best_model_at_end": False,

@@ -1,6 +1,7 @@
 """The stages of a run, trained one after the other: what they share, and who teaches whom."""
 
 import contextlib
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
+from transformers.integrations import TensorBoardCallback
 
 from hf_distill.casting import Cast, Member, column_of, in_the_students_order
 from hf_distill.config import DistillationConfig
@@ -27,7 +29,7 @@ from hf_distill.shared_targets import SharedTargets, origin_of_shared, shared_ta
 from hf_distill.teachers.quality import ChanceTeacherError
 from hf_distill.timing import Clock
 from hf_distill.trainer import DistillationTrainer
-from hf_distill.workspace import Checkpoint, Workspace, refuse_mixed_folders
+from hf_distill.workspace import TENSORBOARD, Checkpoint, Workspace, refuse_mixed_folders
 
 _NOT_OF_THE_SPLITS = {
     *("dataset", "name", "revision", "path", "max_length", "background", "augment"),
@@ -209,6 +211,7 @@ class Stages:
             compute_metrics=lambda prediction: self.metrics(prediction.predictions, prediction.label_ids),
             callbacks=[clock],
         )
+        self._direct_tensorboard(trainer, stage, goes_on=checkpoint is not None)
         if checkpoint is not None and checkpoint.is_last:
             # Trained to the end, but not saved: `train` would go one step too far.
             saved = self.cast.saved_model(_best(checkpoint, args), section)
@@ -261,6 +264,15 @@ class Stages:
             teacher_processing_class=processors,
             **{"data_collator": reader.collator, **arguments},
         )
+
+    def _direct_tensorboard(self, trainer: DistillationTrainer, stage: str, *, goes_on: bool) -> None:
+        """Have TensorBoard's events written where they stay: a stage's checkpoints are deleted at its end."""
+        own = self.workspace.path / TENSORBOARD
+        if not goes_on and PartialState().is_main_process:
+            shutil.rmtree(own / stage, ignore_errors=True)  # of a training that was stopped before its first checkpoint
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback):
+                callback.logging_dir = str(Path(callback.logging_dir or own) / stage)
 
     def rows(
         self,

@@ -20,7 +20,10 @@ from hf_distill.teachers.cache_key import KEY_FILE, key_differences
 _MARK = "# Written by hf-distill: all settings of the run in this folder.\n"
 _DATA = ".data_fingerprint"
 _READING = ".teachers_reading.json"
-_NOTES = ("recipe.yaml", _DATA, _READING)
+TENSORBOARD = "tensorboard"
+"""The folder of TensorBoard's events in a run's output folder, with a folder in it for each stage."""
+
+_NOTES = ("recipe.yaml", _DATA, _READING, TENSORBOARD)
 _STAGE = re.compile(r"teacher|student|baseline|(teacher|stage)-\d+")
 
 
@@ -313,7 +316,7 @@ def _differing(path: Path, recipe: Recipe, *, makes_targets: bool = False) -> li
 
 
 def _entries(path: Path) -> list[Path]:
-    """Return what a run, of whatever recipe, may have written; its notes about itself come first."""
+    """Return what a run, of whatever recipe, may have written; its notes about itself come first, and are no work."""
     models = sorted(entry for entry in path.glob("*") if _STAGE.fullmatch(entry.name))
     return [path / name for name in (*_NOTES, "results.json", "stages", "checkpoints")] + models
 

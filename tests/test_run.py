@@ -26,6 +26,7 @@ from transformers import (
     BertModel,
     pipeline,
 )
+from transformers.integrations import is_tensorboard_available
 
 from hf_distill.evaluation.results import Results
 from hf_distill.recipe import load_recipe
@@ -242,6 +243,42 @@ def test_evaluation_during_training_and_the_best_checkpoint():
     assert len(evaluated) == 3
     assert {"eval_loss", "eval_soft_loss", "eval_label_loss", "eval_f1"} <= set(evaluated[0])
     assert "after the best evaluation of one run" in " ".join(Path("out/student/README.md").read_text().split())
+
+
+@pytest.mark.skipif(not is_tensorboard_available(), reason="needs tensorboard or tensorboardX")
+@pytest.mark.parametrize("folder", ["out/tensorboard", "elsewhere"])
+def test_tensorboard_has_the_curves_of_each_stage_after_the_run(folder, monkeypatch):
+    """Events beside the checkpoints are deleted with them, and those of two trainings in one folder are one zigzag."""
+    if folder == "elsewhere":
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", folder)
+    recipe = digits_recipe(stages=[digits_recipe()["student"]])
+    recipe["data"]["max_train_rows"] = 80
+    recipe["training"]["allow_untrained_teacher"] = True
+    for section in (recipe["training"], recipe["teacher"]["training"]):
+        section |= {"report_to": "tensorboard", "logging_steps": 5, "eval_strategy": "epoch", "num_train_epochs": 1}
+
+    def events() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in sorted(Path().rglob("*tfevents*"))}
+
+    run(recipe)
+    first = events()
+    assert [file.parent for file in first] == [
+        Path(folder, stage) for stage in ("baseline", "stage-1", "student", "teacher")
+    ]
+    for file, content in first.items():
+        assert b"train/label_loss" in content
+        assert b"eval/accuracy" in content
+        assert (b"train/soft_loss" in content) == (file.parent.name in ("stage-1", "student"))
+    run(recipe)
+    assert events() == first
+    shutil.rmtree("out/student")  # to have it trained again
+    run(recipe)
+    second = events()
+    gone = [file.parent.name for file in first if file not in second]
+    assert gone == (["student"] if folder == "out/tensorboard" else [])  # what is elsewhere is the user's own
+    recipe["training"]["temperature"] = 8.0
+    run(recipe, overwrite=True)
+    assert (len(events()) == 4) == (folder == "out/tensorboard")
 
 
 def test_run_again_it_trains_nothing():

@@ -194,6 +194,22 @@ class TestWhoseFolder:
             Workspace(OUT, recipe())
         assert (OUT / name).is_dir()
 
+    def test_tensorboards_events_go_with_their_run_and_are_no_work(self):
+        """Curves taken for a stranger's files, for hours of training, or left beside those of the next run."""
+        begun().release()
+        events = make_parents(OUT / "tensorboard" / "student" / "events")
+        events.write_text("")
+        begun().release()
+        assert state_of(OUT, recipe(temperature=8.0)) == (None, [])
+        begun(recipe(temperature=8.0)).release()
+        assert events.exists()
+        workspace = begun(recipe(temperature=8.0))
+        workspace.finish("student", save_model, {})
+        workspace.release()
+        assert events.exists()
+        begun(overwrite=True).release()
+        assert not events.exists()
+
     def test_other_files_are_no_obstacle(self):
         """Notes and logs beside the results."""
         OUT.mkdir()
