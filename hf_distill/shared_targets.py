@@ -135,7 +135,7 @@ class SharedTargets:
             total: all rows.
         """
         data, stated = self.recipe.data, self.facts["data"]
-        same = ("name", "revision", "train_split", "eval_split", "test_split")
+        same: tuple[str, ...] = ("name", "revision", "train_split", "eval_split", "test_split")
         same += ("max_train_rows", "max_length", "background")
         here: dict[str, Any] = {
             "data.dataset": data.dataset,
