@@ -146,8 +146,10 @@ class TaughtTrainer(ResumableTrainer):
         return list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
 
     def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
-        """Return the batches of a test set; labels that are all -1, which are not public, are left out."""
-        return super().get_test_dataloader(without_hidden_labels(test_dataset))
+        """Return the batches of a test set; labels that are all -1, as in splits without public labels, are none."""
+        if self._labels.is_usual and self._labels.space.are_classes():
+            test_dataset = without_hidden_labels(test_dataset)
+        return super().get_test_dataloader(test_dataset)
 
     def _get_dataloader(
         self,
