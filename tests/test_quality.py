@@ -356,7 +356,7 @@ def test_a_teacher_that_knows_nothing_does_not_pass_in_silence(num_rows: int) ->
     assert found.count("accepted") <= 7
 
 
-@given(values=st.lists(st.floats(-99, 99, width=32), min_size=2, max_size=6, unique=True))
+@given(values=st.lists(st.floats(-99, 99, width=32), min_size=2, max_size=6, unique=True))  # -100 is a missing label
 @few_examples
 def test_a_teacher_without_an_error_is_never_chance(values: list[float]) -> None:
     """A perfect teacher refused because few rows or one class leave nothing to compare with."""
