@@ -17,7 +17,8 @@ from test_run import SMALL, sentences
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_distill import DistillationConfig, DistillationTrainer, cli
-from hf_distill.data.loading import load_rows
+from hf_distill.casting import Cast, Member
+from hf_distill.data.loading import load_rows, prepare_splits
 from hf_distill.evaluation.measuring import Metrics
 from hf_distill.evaluation.results import Results
 from hf_distill.plan import plan
@@ -532,6 +533,16 @@ class TestSettings:
         """One yes for whichever of several teachers is loaded."""
         with pytest.raises(RecipeError, match=r"training\.teacher_trust_remote_code: (is consent|belongs to)"):
             loaded(recipe(**changes))
+
+    @pytest.mark.parametrize("is_given", [True, False])
+    def test_a_quantised_teacher_is_named_to_the_trainer_with_its_own_consent(self, is_given):
+        """It is loaded a second time, by another setting than the recipe's."""
+        values = recipe(training={**TINY, "teacher_quantization": "4bit"})
+        found = loaded(values if is_given else without(values, "its_teacher"))
+        args = arguments(found, "student", Path("out"))
+        members = [Member(found.teachers[0], tiny.bert(0), "its_teacher", None)]
+        assert Cast(found, prepare_splits(load_rows(path="data"), found.task)).at_work(members, args) == ["its_teacher"]
+        assert args.teacher_trust_remote_code is is_given
 
     def test_a_run_that_was_begun_by_the_old_name_is_read(self):
         """A run's folder that its own recipe no longer fits."""
