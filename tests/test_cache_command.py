@@ -247,11 +247,10 @@ class TestCommand:
         """All of a night's work done again, or half of it taken for the whole."""
         recipe = recipe_file(digits_recipe())
         program = (
-            "import sys, time; from hf_distill import cli, answering\n"
+            "import sys, time; from hf_distill import cli, answering; from hf_distill.teachers import shards\n"
             "ask = answering.AnsweringTrainer._ask\n"
             "answering.AnsweringTrainer._ask = lambda *a: (time.sleep(0.3), ask(*a))[1]\n"
-            "make = answering.ShardWriter\n"
-            "answering.ShardWriter = lambda path, layout: make(path, layout, flush_seconds=0.0)\n"
+            "shards._FLUSH_BYTES = 0\n"
             "sys.argv = ['hf-distill', 'cache', 'recipe.yaml']; cli.main()"
         )
         process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)

@@ -72,7 +72,7 @@ class TestColumn:
         those = plain([rows[0], rows[2]], teacher_logits=[[1.0, 2.0, 3.0], [0.0, 0.0, 4.0]])
         settings = {"alpha": 0.0, "per_device_eval_batch_size": 4}
         assert trainer(None, some, some, **settings).evaluate()["eval_loss"] == pytest.approx(
-            trainer(None, those, those, **settings).evaluate()["eval_loss"], rel=1e-6
+            trainer(None, those, those, **settings).evaluate()["eval_loss"], rel=1e-5
         )
         taught = trainer(None, some, alpha=0.5, max_steps=2)
         taught.train()

@@ -285,7 +285,7 @@ def test_a_sharded_teacher_answers_as_the_whole_one_with_half_of_it_in_each_proc
 @pytest.mark.slow
 def test_training_with_a_sharded_teacher_is_training_with_a_whole_one() -> None:
     """A teacher that lands in the optimizer, a checkpoint or among Accelerate's models."""
-    tiny.bert(1, num_layers=4).save_pretrained("teacher")
+    tiny.bert(1, num_layers=4, initializer_range=0.3).save_pretrained("teacher")
     start_two_processes("training")
 
 

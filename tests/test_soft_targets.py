@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -224,7 +225,7 @@ class TestWriting:
     def test_shards_are_written_in_time(self, tmp_path):
         """All of a night's work lost with the process; or a file for each batch."""
         write_key(tmp_path, KEY)
-        writer = ShardWriter(tmp_path, ROWS, flush_seconds=0.0)
+        writer = ShardWriter(tmp_path, ROWS, flush_seconds=0.0, _start=math.inf)  # a part of the time so far is none
         for number in range(3):
             writer.add(digests(number), [logits(number)])
         assert len(SoftTargets(tmp_path)) == 3
@@ -311,6 +312,8 @@ class TestFaults:
                 time.sleep(0.02)
             second = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.PIPE, text=True)
             said = next((line for line in second.stderr if "waiting" in line), "")
+            with pytest.raises(subprocess.TimeoutExpired):
+                second.wait(timeout=1)
             first.communicate()
             second.communicate()
         assert [first.returncode, second.returncode] == [0, 0]

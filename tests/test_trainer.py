@@ -114,7 +114,7 @@ class TestEachFamily:
             train_dataset=rows,
         )
         reference.remove_callback(PrinterCallback)
-        assert distillation.train().training_loss == pytest.approx(reference.train().training_loss, rel=1e-6)
+        assert distillation.train().training_loss == pytest.approx(reference.train().training_loss, rel=1e-5)
         for name, value in weights(plain).items():
             torch.testing.assert_close(weights(ours)[name], value, rtol=0, atol=1e-5)
 
@@ -279,7 +279,7 @@ class TestTeacher:
             trainer(tiny.bert(0), teacher, rows, max_steps=1, per_device_train_batch_size=8).train().training_loss
             for teacher in (plain, turned)
         ]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
     def test_with_other_labels_is_refused_with_both_lists(self):
         """Other labels of the same number would be matched by position."""
@@ -557,7 +557,7 @@ class TestOptionsOfTrainer:
             trainer(tiny.bert(0), tiny.bert(1), compute_loss_func=function, **settings).evaluate()["eval_loss"]
             for function in (None, by_count, by_mean)
         ]
-        assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+        assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
     def test_settings_of_the_label_loss_that_would_be_lost_are_refused(self):
         """A setting that another one silently switches off."""
