@@ -198,16 +198,16 @@ class DistillationConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        # `hyperparameter_search` casts a trial's value to the type of the present one.
-        for each in fields(self):
-            if isinstance(each.default, float) or each.name in ("alpha_end", "temperature_end"):
-                value = getattr(self, each.name)
-                setattr(self, each.name, float(value) if type(value) is int else value)
         super().__post_init__()
         # Without an accelerator there is nothing to pin memory for, and torch would say so at every data loader.
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
         self.check_distillation_settings()
+        # `hyperparameter_search` casts a trial's value to the type of the present one.
+        for each in fields(self):
+            if isinstance(each.default, float) or each.name in ("alpha_end", "temperature_end"):
+                value = getattr(self, each.name)
+                setattr(self, each.name, float(value) if type(value) is int else value)
 
     def check_distillation_settings(self) -> None:
         """Check the fields that `TrainingArguments` does not have.

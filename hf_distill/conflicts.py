@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from hf_distill.evaluation.measuring import refusal
 from hf_distill.problems import OF_THE_FIRST_TEACHERS, logits_problems
 from hf_distill.schema import Recipe, Student, Teacher
 
@@ -86,6 +85,8 @@ def _of_training(recipe: Recipe) -> list[str]:
 
 def _of_consent(recipe: Recipe) -> list[str]:
     """Find code of others that nobody has consented to run, and consent to nothing."""
+    from hf_distill.evaluation.measuring import refusal  # numpy takes its time, and a list of recipes needs none
+
     is_list = isinstance(recipe.teacher, list)
     sections: dict[str, Teacher | Student] = {
         **{f"teacher.{i}" if is_list else "teacher": teacher for i, teacher in enumerate(recipe.teachers)},

@@ -121,6 +121,7 @@ def test_text_from_recipe_to_results():
     assert str(Path.cwd()) not in card
 
 
+@pytest.mark.filterwarnings("ignore:data. .* have inputs that the train split:UserWarning")
 def test_a_teacher_that_learned_nothing_here_is_refused_for_its_training():
     """An hour of training called untrained; or lost, because the run can only begin anew."""
     recipe = text_recipe(baseline=False)
@@ -173,6 +174,7 @@ def glyphs(count: int) -> Dataset:
     )
 
 
+@pytest.mark.filterwarnings("ignore:data. .* have inputs that the train split:UserWarning")
 def test_transparent_images_from_recipe_to_results_and_card():
     """Glyphs that are one black picture: teacher and student at chance, and a card whose snippet drops the glyph."""
     DatasetDict({"train": glyphs(64), "test": glyphs(32)}).save_to_disk("data")

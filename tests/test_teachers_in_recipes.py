@@ -740,6 +740,7 @@ class TestRefused:
         assert refused(self.recipe(**{**two, **changes})).startswith(f"x.yaml: {message}")
 
 
+@pytest.mark.filterwarnings("ignore:data. .* have inputs that the train split:UserWarning")
 @pytest.mark.parametrize(
     "student", [{"model": "teacher"}, {"from_teacher": {"layers": [0, 1]}}], ids=["model", "layers"]
 )
