@@ -31,7 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distill import DistillationConfig, DistillationTrainer
-from hf_distill.parting import part_with_other_processes
+from hf_distill.training.distributed import shutdown_processes
 
 NUM_LABELS = 3
 LIMIT = 1e-12
@@ -162,7 +162,7 @@ def work(folder: Path) -> None:
                 value = gradient(family, kind, count, batch, accumulated)
                 if os.environ["RANK"] == "0":
                     torch.save(value, folder / f"{family}-{kind}-{name}.pt")
-    part_with_other_processes()
+    shutdown_processes()
 
 
 def combinations() -> list[tuple[str, str]]:

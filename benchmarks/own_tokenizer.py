@@ -20,8 +20,8 @@ from tokenizers import ByteLevelBPETokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from hf_distill.recipe import load_recipe
-from hf_distill.run import distill
+from hf_distill.runs.recipe.reading import load_recipe
+from hf_distill.runs.train import distill
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distill import DistillationConfig, DistillationTrainer
-from hf_distill.parting import part_with_other_processes
 from hf_distill.teachers.memory import device_name
 from hf_distill.teachers.placement import check_placement
+from hf_distill.training.distributed import shutdown_processes
 
 VOCABULARY = 1000
 CASES: tuple[tuple[str, str | None], ...] = (
@@ -183,7 +183,7 @@ def main() -> None:
             expected = expected or losses
             difference = max(abs(a - b) / abs(b) for a, b in zip(losses, expected, strict=True))
             show(f"| {name} | {difference:.1e} | {seconds:.4f} | {'-' if peak is None else f'{peak:.0f}'} |")
-        part_with_other_processes()
+        shutdown_processes()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from hf_distill import MLPConfig, MLPForImageClassification, label_loss, soft_target_loss
 from hf_distill.data.loading import load_rows
-from hf_distill.objective.losses import ProblemType
+from hf_distill.data.targets import ProblemType
 from hf_distill.teachers.specialists import (
     combine_specialists,
     confusable_classes,

@@ -46,8 +46,8 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distill import DistillationConfig, DistillationTrainer
-from hf_distill.sampling import EpochLengthGroupedSampler, row_lengths
-from hf_distill.students.building import student_from_teacher
+from hf_distill.models.students import student_from_teacher
+from hf_distill.training.sampler import EpochLengthGroupedSampler, row_lengths
 
 MIB = 2**20
 MAX_TOKENS = 128

@@ -31,7 +31,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distill import DistillationConfig, DistillationTrainer
-from hf_distill.data.vision import ImageRows
+from hf_distill.data.images import ImageRows
 
 SIZE, NUM_CLASSES = 32, 10
 

@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Scripts that tests start import the same helpers.
+os.environ["PYTHONPATH"] = f"{Path(__file__).parents[1]}{os.pathsep}{Path(__file__).parent}"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_distill-")  # no token, and nothing that others have cached
 
 import hypothesis

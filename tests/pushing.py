@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import yaml
-from hub.server import LocalHub
-from hub.storage import Commit
-from test_run import digits_recipe
+from local_hub.server import LocalHub
+from local_hub.storage import Commit
 
-from hf_distill.publishing.committing import Published
-from hf_distill.publishing.hub import publish
-from hf_distill.publishing.repository import Destination
+from hf_distill.hub.commit import Published
+from hf_distill.hub.destination import Destination
+from hf_distill.runs.publish import publish
+from tests.runs.test_train import digits_recipe
 
 NAME = "ada/digits"
 

@@ -11,13 +11,14 @@ import pytest
 from huggingface_hub.utils import _http
 from pushing import state, write_digits_recipe
 
-from hf_distill import cli
+from hf_distill.cli import main as cli
 from hf_distill.evaluation.results import Results
-from hf_distill.publishing import asking, run_card
-from hf_distill.recipe import load_recipe
-from hf_distill.run import distill
+from hf_distill.hub import client as asking
+from hf_distill.runs import run_card
+from hf_distill.runs.recipe.reading import load_recipe
+from hf_distill.runs.train import distill
 
-pytest_plugins = ["hub.fixture"]
+pytest_plugins = ["local_hub.fixture"]
 _DRAWN: dict[str, bytes | None] = {}
 
 

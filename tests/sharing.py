@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_distill.answering import AnsweringTrainer
+from hf_distill.training.answering import AnsweringTrainer
 
 TARGETS = "out/_teacher_logits"
 

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 import hf_distill
-from hf_distill.cli import app
-from hf_distill.recipe import find_recipe, load_recipe
+from hf_distill.cli.main import app
+from hf_distill.runs.recipe.reading import find_recipe, load_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

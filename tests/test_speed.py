@@ -12,7 +12,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback
 
 from hf_distill import DistillationConfig, DistillationTrainer
-from hf_distill.sampling import EpochLengthGroupedSampler
+from hf_distill.training.sampler import EpochLengthGroupedSampler
 
 
 def made(student=None, teacher=None, rows=None, **settings) -> Any:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
-from hf_distill.data.identity import LABEL_COLUMNS, is_arrow
+from hf_distill.data.fingerprints import LABEL_COLUMNS, is_arrow
 from hf_distill.data.labels import MISSING_LABEL
 
 _HIDDEN = -1  # what test splits have in the place of labels that are not public

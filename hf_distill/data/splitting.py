@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from hf_distill.data.identity import DIGEST_SIZE, digests_with, identify
+from hf_distill.data.fingerprints import DIGEST_SIZE, digests_with, identify
 from hf_distill.data.labels import MISSING_LABEL
 
 KEYS = {"train": "train_split", "evaluation": "eval_split", "test": "test_split"}
@@ -188,3 +188,8 @@ def _classes_in(rows: Dataset) -> set[int]:
     if pa.types.is_list(column.type):
         column = pc.list_flatten(column)
     return set(column.unique().to_pylist()) - {MISSING_LABEL}
+
+
+def split_words(split: str | float, train: str) -> str:
+    """Name a split, which may be a fraction of the training split."""
+    return split if isinstance(split, str) else f"a held-out {100 * split:g}% of {train}"

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_distill.data.pixels import WHITE, plain_image
+from hf_distill.models.pixels import WHITE, plain_image
 
 
 class GreyImageProcessor(ViTImageProcessorPil):

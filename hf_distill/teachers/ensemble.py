@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.objective.losses import PROBLEM_TYPES, ProblemType
+from hf_distill.data.targets import PROBLEM_TYPES, ProblemType
 
 Combination = Literal["arithmetic", "geometric"]
 COMBINATIONS: tuple[str, ...] = get_args(Combination)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as deepspeed_integration
 
-from hf_distill.models.auto import AUTO_CLASSES
 from hf_distill.models.sources import first_line, source_options
+from hf_distill.models.tasks import AUTO_CLASSES
 
 
 def load_teacher(

@@ -10,8 +10,8 @@ from torch import distributed, nn
 from transformers import AutoConfig, BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
-from hf_distill.models.auto import AUTO_CLASSES
 from hf_distill.models.sources import first_line, source_options
+from hf_distill.models.tasks import AUTO_CLASSES
 
 PLACEMENTS = ("same", "cpu", "auto", "sharded")
 DEVICE_TYPES = ("cuda", "mps", "xpu", "npu")

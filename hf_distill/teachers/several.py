@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from hf_distill.objective.losses import ProblemType
+from hf_distill.data.targets import ProblemType
 from hf_distill.teachers.ensemble import check_weights, combine_logits
-from hf_distill.teachers.frozen import FrozenTeacher
+from hf_distill.teachers.model import FrozenTeacher
 from hf_distill.teachers.specialists import combine_specialists, corrected_dustbin
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_distill.objective.losses import MISSING_LABEL
+from hf_distill.data.targets import MISSING_LABEL
 from hf_distill.teachers.consensus import closest_distribution
 
 

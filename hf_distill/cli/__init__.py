@@ -1,0 +1,1 @@
+"""The command line, `hf-distill`: the only place that prints."""

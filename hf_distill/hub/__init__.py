@@ -1,0 +1,1 @@
+"""Handing a student to others; knows no recipe and no trainer."""

@@ -1,0 +1,97 @@
+"""What the licences of those that a student learnt from say to its own."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hf_distill.hub.portable import last_name
+
+# Hub identifiers of licences that ask for no more than their notice, or for nothing.
+_PERMISSIVE = re.compile(
+    r"apache-2\.0|mit|bsd(-.+)?|isc|zlib|ncsa|postgresql|bsl-1\.0|afl-3\.0|ecl-2\.0|artistic-2\.0|ms-pl|unlicense|wtfpl"
+    r"|cc0-1\.0|pddl|cc-by-\d\.\d|cdla-permissive-\d\.\d|odc-by|etalab-2\.0|c-uda|openmdw.*"
+)
+_NO_DERIVATIVES = re.compile(r"cc-by-(nc-)?nd-.+")
+_NON_COMMERCIAL = re.compile(r"cc-by-nc-.+")
+_SHARE_ALIKE = re.compile(r"(a|l)?gpl(-.+)?|gfdl|cc-by-(nc-)?sa-.+|osl-.+|eupl-.+")
+
+
+def objection(teacher_licence: str | None, student_licence: str | None) -> str | None:
+    """Say in one line what a teacher's licence forbids a student, or binds it to; None: nothing that is known.
+
+    It is a reading of names, not legal advice: whether a distilled model derives from its teacher is for the licence
+    and the law to say, so the line says what to look at.
+
+    Args:
+        teacher_licence: the Hub's identifier, such as `apache-2.0`; None if it is not known.
+        student_licence: the one that the student is to be published under; None if there is none yet.
+    """
+    licence = (teacher_licence or "unknown").lower()
+    own = "no licence yet" if student_licence is None else student_licence.lower()
+    if licence == "unknown":
+        return "its licence is not known: find out what it allows before you publish"
+    if _NO_DERIVATIVES.fullmatch(licence):
+        return f"{licence} does not allow adapted material to be shared, which a model distilled from it may be"
+    if _NON_COMMERCIAL.fullmatch(licence) and not _NON_COMMERCIAL.fullmatch(own):
+        return f"{licence} does not allow commercial use, and the student's licence ({own}) does not say so"
+    if _SHARE_ALIKE.fullmatch(licence) and own != licence:
+        return f"{licence} asks that what is derived is shared under the same licence, and the student has {own}"
+    if any(kind.fullmatch(licence) for kind in (_PERMISSIVE, _NON_COMMERCIAL, _SHARE_ALIKE)):
+        return None
+    return f"its licence ({licence}) has terms of its own, which may bind what is made with it: read them first"
+
+
+def student_licence(recipe: Mapping[str, Any], lineage: Mapping[str, Any], given: str | None = None) -> dict[str, str]:
+    """Return the licence of a student, as the fields of a model card's metadata; empty if there is none to state.
+
+    It is what was given; else that of the weights that it starts from; and else, for a student that starts from no
+    weights, that of its first teacher.
+
+    Args:
+        recipe: the resolved recipe.
+        lineage: of the run's results.
+        given: the licence that the publisher has chosen.
+    """
+    if given is not None:
+        return {"license": given}
+    origin = lineage.get("student") or {}
+    if recipe["student"].get("config") is not None:
+        origin = next(iter(lineage.get("teachers", [])), {})
+    names = ("license", "license_name", "license_link")
+    return {name: origin[name] for name in names if origin.get(name) not in (None, "unknown")}
+
+
+def _named(member: Mapping[str, Any]) -> str | None:
+    """Return what a teacher is called that is known by its soft targets alone; None for one that started anew."""
+    words = member.get("words")
+    return None if words is None or words.startswith("a `") else str(words)
+
+
+def objections(recipe: Mapping[str, Any], lineage: Mapping[str, Any], licence: str | None) -> list[str]:
+    """Return a line for each model whose licence has something to say to the student's, teachers first.
+
+    Args:
+        recipe: the resolved recipe.
+        lineage: of the run's results.
+        licence: the student's.
+    """
+    teachers = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
+    stages = recipe.get("stages", [])
+    models: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [
+        ("teacher", {**section, "model": section.get("model") or _named(member)}, member)
+        for section, origin in zip(teachers, lineage.get("teachers", []), strict=False)
+        for member in origin.get("members", [origin])
+    ]
+    models += [
+        *(("stage", *pair) for pair in zip(stages, lineage.get("stages", []), strict=False)),
+        ("student", recipe["student"], lineage.get("student", {})),
+    ]
+    lines: dict[str, str] = {}
+    for role, section, origin in models:
+        if section.get("model") is None or not lineage:
+            continue
+        name = origin.get("model") or last_name(section["model"].strip("`"))
+        said = objection(origin.get("license"), licence)
+        if said is not None and name not in lines:
+            lines[name] = f"{role} `{name}`: {said}"
+    return list(lines.values())

@@ -1,0 +1,257 @@
+"""The model card: from a recipe and its results alone, with no network and no model."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_distill.data.splitting import split_words
+from hf_distill.evaluation.results import Results
+from hf_distill.evaluation.tables import markdown_table, results_table, summary
+from hf_distill.hub.card.licenses import objections, student_licence
+from hf_distill.hub.card.limits import limits
+from hf_distill.hub.card.origins import Ancestry, inferred_lineage, lineage_table
+from hf_distill.hub.card.parts import (
+    TEMPLATE,
+    base_model_fields,
+    code_of_others,
+    licence_fields,
+    licence_words,
+    objective,
+    settings,
+    table,
+)
+from hf_distill.hub.card.usage import usage
+from hf_distill.hub.portable import portable
+from hf_distill.hub.readme import our_section
+
+_METRIC_NAMES = {"accuracy": "Accuracy", "f1": "F1 (macro)"}
+
+
+def model_card(
+    recipe: Mapping[str, Any],
+    results: Results,
+    command: str,
+    *,
+    repo_id: str | None = None,
+    plot: str | None = None,
+    license: str | None = None,
+) -> ModelCard:
+    """Fill in the card of a distilled student.
+
+    Args:
+        recipe: the resolved recipe, as in a run's recipe.yaml.
+        results: what the run found.
+        command: what repeats the run.
+        repo_id: the student's Hub id, for the title and the snippets.
+        plot: name of the picture of the training, relative to the card; None if there is none.
+        license: the student's, by the Hub's identifier; by default that of what it was made from, where it is known.
+    """
+    lineage = results.lineage or inferred_lineage(recipe)
+    ancestry = Ancestry(recipe, lineage)
+    shared = portable(recipe, lineage)
+    data, training = shared["data"], shared["training"]
+    name = repo_id or f"your-name/{results.recipe.split('/')[-1]}"
+    licence = student_licence(recipe, lineage, license)
+    source = ancestry.dataset or data["dataset"] or data["path"]
+    card_data = ModelCardData(
+        **licence_fields(licence),
+        library_name="peft" if ancestry.is_adapter else "transformers",
+        pipeline_tag=results.task,
+        datasets=[
+            *([ancestry.dataset] if ancestry.dataset and ":" not in ancestry.dataset else []),
+            *ancestry.soft_targets,
+        ]
+        or None,
+        metrics=[name for name in _names(shared["metrics"]) if not name.startswith("./")] or None,
+        tags=["knowledge-distillation", "distillation"],
+        model_name=name.split("/")[-1],
+        eval_results=_eval_results(results, data, source, ancestry.dataset_revision),
+        **base_model_fields(ancestry),
+    )
+    return ModelCard.from_template(
+        card_data,
+        template_path=str(TEMPLATE),
+        title=repo_id.split("/")[-1] if repo_id else results.recipe,
+        task_words=results.task.replace("-", " ").capitalize(),
+        teacher_words=ancestry.teacher_words,
+        student_words=ancestry.student_words,
+        table=markdown_table(results),
+        summary=summary(results),
+        num_eval_rows=f"{results.data['num_eval_rows']:,}",
+        judged_split=_judged_split(data) or "the evaluation split",
+        moment="the best evaluation" if training.get("load_best_model_at_end") else "the last step",
+        seed=training.get("seed", 42),
+        has_baseline=results.baseline is not None,
+        plot=plot,
+        usage=usage(shared, results, name),
+        lineage=lineage_table(ancestry, results),
+        making=table(_making(shared, results, source)),
+        code_of_others=code_of_others(shared),
+        command=command,
+        shortened=ancestry.has_local or recipe["data"]["path"] is not None,
+        licence=licence_words(licence, objections(recipe, lineage, licence.get("license"))),
+        limits="\n".join(f"- {line}" for line in limits(shared, results)),
+    )
+
+
+def verify(card_text: str, results: Results) -> list[str]:
+    """Compare the numbers of a card with the results that it was made from.
+
+    Args:
+        card_text: the whole card, or a README that holds it.
+        results: what results.json says.
+
+    Returns:
+        a line for each number of the table, the summary and the metadata that differs or is missing; empty if all
+        agree.
+
+    Raises:
+        ValueError: the card's metadata or marks cannot be read.
+    """
+    section = our_section(card_text)
+    header, rows = results_table(results)
+    found = _table(section, header[0])
+    lines = []
+    for role, *cells in rows:
+        for name, expected in zip(header[1:], cells, strict=True):
+            said = found.get(role, {}).get(name)
+            lines += _difference(f"{role} {name}", said, expected)
+    lines += [
+        f"{role}: the card has a row for it, results.json none" for role in found if role not in dict(_named(rows))
+    ]
+    text = " ".join(section.split())
+    expected_shares = re.findall(r"-?[\d.]+%", summary(results))
+    for what, pattern, place in (
+        ("agreement", r"agrees with the teacher on (-?[\d.]+%) of the predictions", 0),
+        ("gap closed", r"closes (-?[\d.]+%) of the gap", 1),
+    ):
+        match = re.search(pattern, text)
+        share = expected_shares[place] if place < len(expected_shares) else None
+        lines += _difference(what, match and match[1], share)
+    values = _index_values(card_text)
+    for name, value in results.student.metrics.items():
+        entries = values.get(name, [])
+        ours = [data for data, number in entries if number == value]
+        if not ours:
+            lines += _difference(f"model-index {name}", entries[0][1] if entries else None, value)
+        for data, number in entries:
+            if data in ours and number != value:  # results on other data are somebody else's
+                lines += _difference(f"model-index {name}", number, value)
+    return lines
+
+
+# ---- Metadata ----
+
+
+def _eval_results(results: Results, data: Mapping[str, Any], source: str, revision: str | None) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type=results.task,
+            task_name=results.task.replace("-", " ").capitalize(),
+            dataset_type=source,
+            dataset_name=source,
+            dataset_config=data["name"],
+            dataset_split=_judged_split(data),
+            dataset_revision=revision,
+            metric_type=name,
+            metric_name=_METRIC_NAMES.get(name, name),
+            metric_value=value,
+        )
+        for name, value in results.student.metrics.items()
+    ]
+
+
+def _names(metrics: Sequence[str | Mapping[str, Any]]) -> list[str]:
+    return [metric if isinstance(metric, str) else metric["name"] for metric in metrics]
+
+
+# ---- Words ----
+
+
+def _making(recipe: Mapping[str, Any], results: Results, source: str) -> Iterator[tuple[str, str]]:
+    data, training = recipe["data"], recipe["training"]
+    configuration = f" ({data['name']})" if data["name"] else ""
+    yield "data", f"{source}{configuration}, {data['train_split']} for training"
+    rows = f"{results.data['num_train_rows']:,}, {results.data['unlabelled_share']:.1%} without a label"
+    yield (
+        "training rows",
+        rows + (f" (at most {data['max_train_rows']:,} were drawn)" if data["max_train_rows"] else ""),
+    )
+    if data["max_length"]:
+        yield "tokens kept of a text", f"{data['max_length']}"
+    yield "objective", objective(training)
+    teachers = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
+    if sum(teacher["specialist"] is None for teacher in teachers) > 1:
+        weights = training.get("teacher_weights")
+        mean = training.get("teacher_combination", "arithmetic")
+        yield "teachers combined", f"{mean} mean of their probabilities, weights {weights or 'equal'}"
+    for place, stage in enumerate(recipe["stages"], start=1):
+        yield f"stage {place}", f"{objective({**training, **stage['training']})}; {settings(stage['training'], None)}"
+    yield "student's training", settings(training, data["augment"])
+    for place, teacher in enumerate(teachers, start=1):
+        whose = "teacher's" if len(teachers) == 1 else f"teacher-{place}'s"
+        yield f"{whose} training", _teacher_training(teacher, data["augment"])
+    yield "environment", ", ".join(f"{name} {version}" for name, version in results.environment.items())
+
+
+def _judged_split(data: Mapping[str, Any]) -> str | None:
+    split = data["test_split"] or data["eval_split"]
+    return None if split is None else split_words(split, data["train_split"])
+
+
+def _teacher_training(teacher: Mapping[str, Any], augment: Mapping[str, Any] | None) -> str:
+    if teacher["training"] is None:
+        return "none here, it was ready"
+    return settings(teacher["training"], teacher["augment"] or augment)
+
+
+# ---- Numbers read back ----
+
+
+def _named(rows: Sequence[Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
+    return [(row[0], row[1:]) for row in rows]
+
+
+def _table(section: str, first: str) -> dict[str, dict[str, str]]:
+    """Return the cells of the results table by row and column: the first table whose header begins with `first`."""
+    lines = iter(section.splitlines())
+    header: list[str] = []
+    found: dict[str, dict[str, str]] = {}
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.strip().startswith("|") else []
+        if not header:
+            header = cells if cells and cells[0] == first else []
+        elif not cells:
+            break
+        elif not set(cells[0]) <= set("-: "):
+            found[cells[0]] = dict(zip(header[1:], cells[1:], strict=False))
+    return found
+
+
+def _index_values(card_text: str) -> dict[str, list[tuple[Any, Any]]]:
+    """Return the data and the values in a card's model-index by the type of their metric."""
+    values: dict[str, list[tuple[Any, Any]]] = {}
+    card = ModelCard(card_text.removeprefix("\ufeff"), ignore_metadata_errors=True)
+    for result in card.data.get("eval_results") or []:
+        data = (result.task_type, result.dataset_type, result.dataset_config, result.dataset_split)
+        values.setdefault(result.metric_type, []).append((data, result.metric_value))
+    return values
+
+
+def _difference(what: str, said: Any, expected: Any) -> list[str]:
+    if said is None and expected is None:
+        return []
+    if said is not None and expected is not None and (_number(said) == _number(expected) or str(said) == str(expected)):
+        return []
+    if said is None:
+        return [f"{what}: the card says nothing, results.json {expected}"]
+    return [f"{what}: the card says {said}, results.json {'nothing' if expected is None else expected}"]
+
+
+def _number(text: Any) -> Any:
+    try:
+        return float(str(text).replace(",", "").removesuffix("%"))
+    except ValueError:
+        return text

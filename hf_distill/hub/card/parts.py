@@ -1,0 +1,106 @@
+"""Parts that all cards share: the template, and words and fields that go into it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_distill.hub.card.origins import Ancestry
+
+TEMPLATE = Path(__file__).parent / "template.md"
+_SOFT_LOSSES = {
+    "multi_label_classification": "the sum over the labels of T^2 KL(teacher / T, student / T)",
+    "regression": "squared error to the teacher",
+}
+
+
+# ---- Metadata ----
+
+
+def licence_fields(licence: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metadata about a licence; see `licences.student_licence`."""
+    return {name: licence.get(name) for name in ("license", "license_name", "license_link")}
+
+
+def base_model_fields(ancestry: Ancestry) -> dict[str, Any]:
+    """Return the metadata about what a student comes from.
+
+    Several base models are said to be no merge, which is what the Hub makes of them otherwise.
+    """
+    models = ancestry.base_models
+    fields: dict[str, Any] = {"base_model": models[0] if len(models) == 1 else models or None}
+    if len(models) > 1:
+        fields["base_model_relation"] = "adapter" if ancestry.is_adapter else "finetune"
+    return fields
+
+
+# ---- Words ----
+
+
+def objective(training: Mapping[str, Any], problem_type: str | None = None) -> str:
+    """Return the formula with its numbers; what moves during the training stands as `start to end`.
+
+    Args:
+        training: fields of DistillationConfig; those that are not there have their defaults.
+        problem_type: the kind of target; None is a single label.
+    """
+    alpha, alpha_end = training.get("alpha", 0.1), training.get("alpha_end")
+    soft, temperature = round(1 - alpha, 10), training.get("temperature", 4.0)
+    temperature_end = training.get("temperature_end")
+    if alpha_end is not None:
+        alpha, soft = f"({alpha} to {alpha_end})", f"({soft} to {round(1 - alpha_end, 10)})"
+    if temperature_end is not None:
+        temperature = f"{temperature} to {temperature_end}"
+    schedule = training.get("schedule", "constant")
+    how = "" if schedule == "constant" else f", {schedule} schedule"
+    soft_loss = _SOFT_LOSSES.get(problem_type or "", "T^2 KL(teacher / T, student / T)")
+    scale = f", T = {temperature}" if "T" in soft_loss else ""
+    return f"{alpha} x label loss + {soft} x {soft_loss}{scale}{how}"
+
+
+def settings(chosen: Mapping[str, Any], augment: Mapping[str, Any] | None = None) -> str:
+    """Return settings as `name value, name value`; a token is none of them."""
+    changes = {} if augment is None else {name: value for name, value in augment.items() if value}
+    shown = {name: value for name, value in {**chosen, **changes}.items() if not name.endswith("_token")}
+    return ", ".join(f"{name} {value}" for name, value in shown.items()) or "the defaults"
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Return a table of two columns without a header."""
+    cells = (" ".join(text.replace("|", "\\|").split()) for row in rows for text in row)
+    lines = [f"| {name} | {text} |" for name, text in zip(cells, cells, strict=True)]
+    return "\n".join(["| | |", "| --- | --- |", *lines])
+
+
+def licence_words(licence: Mapping[str, str], lines: Sequence[str]) -> str:
+    """Say which licence it is, and what those of the teachers say to it (see `licences.objections`)."""
+    own = licence.get("license_name") or licence.get("license")
+    text = f"`{own}`." if own else "None is stated: whoever publishes it sets `license` at the head of README.md."
+    return "\n".join([text, *(f"\n> **Before you use or publish it**: {line}." for line in lines)])
+
+
+def code_of_others(recipe: Mapping[str, Any]) -> str | None:
+    """Say which Python code of others a resolved recipe asks to run; None: it asks for none."""
+    teachers = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
+    sections = {"teacher" if len(teachers) == 1 else f"teacher-{i}": each for i, each in enumerate(teachers, start=1)}
+    sections |= {f"stage-{i}": each for i, each in enumerate(recipe["stages"], start=1)}
+    sections["student"] = recipe["student"]
+    found = []
+    for role, section in sections.items():
+        if section["trust_remote_code"]:
+            at = f" at {section['revision']}" if section["revision"] else ""
+            found.append(f"{role} {section['model']}{at}")
+        if section["processor_trust_remote_code"]:
+            found.append(f"{role}'s processor {section['processor']}")
+    if recipe["data"]["processor_trust_remote_code"]:
+        found.append(f"processor {recipe['data']['processor']}")
+    for metric in recipe["metrics"]:
+        if isinstance(metric, Mapping) and metric["trust_remote_code"]:
+            found.append(f"metric {metric['name']}" + (f" at {metric['revision']}" if metric["revision"] else ""))
+    return f"This recipe runs code of others: {', '.join(found)}." if found else None
+
+
+def yaml_of(values: dict[str, Any]) -> str:
+    """Write settings as YAML, in their order."""
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,251 @@
+"""What changes a repository on the Hub: its making, its branches, and commits that are never made twice."""
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, Discussion
+
+from hf_distill.hub.client import Hub, HubError
+from hf_distill.hub.destination import Destination, Found, files_at, info_of, is_same, look, what_changed, who
+from hf_distill.hub.files import Outgoing
+
+Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+_IGNORED = ".gitignore"
+_SHORT = 12  # digits of a content's digest, in a title
+
+
+def found_or_made(hub: Hub, to: Destination) -> Found:
+    """Return what a repository holds, which is made first if there is none.
+
+    Raises:
+        HubError: it can neither be seen nor made.
+    """
+    found = look(hub, to)
+    if found is None:
+        # A repository that is there since the last question is the outcome of a lost answer, or is looked at below.
+        hub.ask(
+            f"make {to.repo_id}",
+            lambda: hub.api.create_repo(to.repo_id, private=to.private, exist_ok=True, repo_type=to.kind),
+        )
+        found = look(hub, to)
+    if found is None:
+        raise HubError(
+            f"the name {to.repo_id} is taken by a repository that the token of {hub.user} may not see: choose another, "
+            "or use a token that may",
+            409,
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a push has done.
+
+    Attributes:
+        repo_id: `namespace/name`.
+        commit: the commit that holds it all, 40 hexadecimal digits.
+        url: where to see it.
+        pull_request: the address of the pull request, if one was asked for.
+        files: the paths that this push has written, none if all was there already.
+        removed: the paths of another push that it has removed.
+        remarks: what there is to say about the card, the Hub's own words included.
+        objections: what the teachers' licences forbid.
+    """
+
+    repo_id: str
+    commit: str
+    url: str
+    pull_request: str | None = None
+    files: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    objections: tuple[str, ...] = ()
+
+
+class Change:
+    """Files that come to a branch and files that go, in one commit.
+
+    Args:
+        hub: who asks.
+        to: the branch.
+        found: what it holds.
+        files: what it is to hold; those that are there already are not sent again.
+        removed: paths that go.
+
+    Attributes:
+        changed: the files that are not there yet.
+        removed: as given.
+        mark: a name of the content, by which a commit whose answer was lost is known again.
+        remarks: what the Hub had to say about the card.
+    """
+
+    def __init__(
+        self, hub: Hub, to: Destination, found: Found, files: Sequence[Outgoing], removed: Sequence[str] = ()
+    ) -> None:
+        self.hub, self.api, self.to, self.found = hub, hub.api, to, found
+        self.files, self.removed = list(files), list(removed)
+        self.changed = [file for file in files if not is_same(file, found.files.get(file.path_in_repo))]
+        self.mark = _digest(files, removed)
+        self.remarks: list[str] = []
+
+    @property
+    def is_none(self) -> bool:
+        """Tell whether all is as it is to be."""
+        return not self.changed and not self.removed
+
+    def settle(self, title: str) -> Published:
+        """Send what is to change, unless all is there, or proposed, already.
+
+        Args:
+            title: of the commit.
+
+        Raises:
+            HubError: the Hub did not take it.
+        """
+        files, removed = [file.path_in_repo for file in self.changed], self.removed
+        commit, pull_request = self.found.head, None
+        proposed = self.proposed() if self.to.create_pr and not self.is_none else None
+        if proposed is not None:
+            (commit, pull_request), files, removed = proposed, [], []
+        self.make_branch()
+        if files or removed:
+            commit, pull_request = self.commit(title)
+        return Published(
+            repo_id=self.to.repo_id,
+            commit=commit,
+            url=pull_request or f"{self.api.endpoint}/{self.to.page}/tree/{self.to.branch}",
+            pull_request=pull_request,
+            files=tuple(files),
+            removed=tuple(removed),
+            remarks=tuple(self.remarks),
+        )
+
+    def make_branch(self) -> None:
+        """Make the branch, if it is not there."""
+        if self.found.has_branch:
+            return
+        branch, start = self.to.branch, self.found.head
+        self.hub.ask(
+            f"make the branch {branch}",
+            lambda: self.api.create_branch(
+                self.to.repo_id, branch=branch, revision=start, exist_ok=True, repo_type=self.to.kind
+            ),
+        )
+
+    def commit(self, title: str, *, collect_remarks: bool = True) -> tuple[str, str | None]:
+        """Send what is to change; return the commit, and the address of its pull request.
+
+        Args:
+            title: of the commit.
+            collect_remarks: keep the client's warnings about the card as `remarks`. Not in a thread beside others:
+                what Python does with warnings is a setting of the whole process.
+
+        Raises:
+            HubError: the Hub did not take it. The status is 412 if somebody else has changed the branch meanwhile.
+        """
+        operations: list[Operation] = [
+            *(CommitOperationAdd(file.path_in_repo, file.content) for file in self.changed),
+            *(CommitOperationDelete(path) for path in self.removed),
+        ]
+        if _IGNORED in self.found.files:
+            self._refuse_ignored(operations)
+
+        def send() -> tuple[str, str | None]:
+            made = self.api.create_commit(
+                self.to.repo_id,
+                operations,
+                commit_message=f"{title} ({self.mark[:_SHORT]})" if self.to.create_pr else title,
+                commit_description=f"Content: {self.mark}",
+                revision=self.to.branch,
+                create_pr=self.to.create_pr,
+                parent_commit=self.found.head,
+                repo_type=self.to.kind,
+            )
+            return made.oid, made.pr_url
+
+        def question() -> tuple[str, str | None]:
+            if not collect_remarks:
+                return send()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", UserWarning)
+                made = send()
+            self.remarks += [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+            return made
+
+        def done() -> tuple[str, str | None] | None:
+            return self.proposed() if self.to.create_pr else self._committed()
+
+        return self.hub.ask(f"take the commit to {self.to.repo_id}", question, done=done)
+
+    def proposed(self) -> tuple[str, str] | None:
+        """Return the head and the address of an open pull request with just this content."""
+        name = self.to.repo_id
+
+        def question() -> list[Discussion]:
+            return list(
+                self.api.get_repo_discussions(
+                    name, discussion_type="pull_request", discussion_status="open", repo_type=self.to.kind
+                )
+            )
+
+        proposals = self.hub.ask(f"list the pull requests of {name}", question)
+        same = next((each for each in proposals if f"({self.mark[:_SHORT]})" in each.title), None)
+        if same is None:
+            return None
+        ref = f"refs/pr/{same.num}"
+        info = self.hub.ask(f"tell of {name}", lambda: info_of(self.hub, self.to, ref))
+        return str(info.sha), same.url
+
+    def _committed(self) -> tuple[str, None] | None:
+        """Return the commit with this content that was made since `found`, None if nobody has made any.
+
+        Raises:
+            HubError: somebody else has.
+        """
+        name, branch, head = self.to.repo_id, self.to.branch, self.found.head
+        info = self.hub.ask(f"tell of {name}", lambda: info_of(self.hub, self.to, branch))
+        if info.sha == head:
+            return None
+        history = self.hub.ask(
+            f"list the commits of {name}",
+            lambda: self.api.list_repo_commits(name, revision=branch, repo_type=self.to.kind),
+        )
+        since = list(takewhile(lambda commit: commit.commit_id != head, history))
+        for commit in since:
+            if self.mark in commit.message:
+                return commit.commit_id, None
+        files = files_at(self.hub, self.to, str(info.sha))
+        if all(is_same(file, files.get(file.path_in_repo)) for file in self.files):
+            return str(info.sha), None
+        what = "the student" if self.to.kind == "model" else "the soft targets"
+        raise HubError(
+            f"{name} has changed while this push was under way, and nothing was sent: {who(since)} changed "
+            f"{what_changed(self.found.files, files)}. Push again to put {what} on top of that",
+            412,
+        )
+
+    def _refuse_ignored(self, operations: Sequence[Operation]) -> None:
+        """Refuse a commit that the repository's .gitignore would make a part of one, in silence."""
+        additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+        self.hub.ask(
+            f"tell which files {self.to.repo_id} ignores",
+            lambda: self.api.preupload_lfs_files(
+                self.to.repo_id,
+                additions,
+                revision=self.to.branch,
+                create_pr=self.to.create_pr,
+                repo_type=self.to.kind,
+                free_memory=False,
+            ),
+        )
+        ignored = [each.path_in_repo for each in additions if getattr(each, "_should_ignore", False)]
+        if ignored:
+            raise HubError(f"the .gitignore of {self.to.repo_id} leaves out {', '.join(ignored)}: change it there")
+
+
+def _digest(files: Sequence[Outgoing], removed: Sequence[str]) -> str:
+    lines = sorted([f"{file.sha256} {file.path_in_repo}" for file in files] + [f"- {path}" for path in removed])
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,1 +1,0 @@
-"""Handing a student to others."""

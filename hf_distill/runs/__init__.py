@@ -1,0 +1,1 @@
+"""A recipe goes in, a run folder comes out: the only place that joins the parts."""

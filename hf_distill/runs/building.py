@@ -1,0 +1,233 @@
+"""The models of a run: teachers and students as the recipe describes them, rehearsed before any is trained."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from transformers import AutoConfig, PreTrainedModel
+
+from hf_distill.data.loading import Splits, reorder_labels
+from hf_distill.models.sources import first_line, source_options
+from hf_distill.models.students import model_from_checkpoint, model_from_config, set_labels, student_from_teacher
+from hf_distill.models.tasks import AUTO_CLASSES
+from hf_distill.runs.preprocessing import Section
+from hf_distill.runs.recipe.schema import Recipe, Student, Teacher
+from hf_distill.runs.recipe.settings import arguments
+from hf_distill.runs.shared_targets import SharedTargets
+from hf_distill.teachers.labels import align_labels, names_in_order
+from hf_distill.teachers.loading import load_teacher
+from hf_distill.teachers.placement import check_placement
+from hf_distill.teachers.specialists import Specialist, specialist_columns
+from hf_distill.training.config import DistillationConfig
+
+
+@dataclass(frozen=True)
+class Member:
+    """A teacher that is ready to teach.
+
+    Attributes:
+        section: what the recipe says of it.
+        model: None for a column of the data, and for soft targets that others have shared.
+        source: the id or folder that it was loaded from.
+        seconds: of its training, None if it came ready.
+        answers: the folder of what it has said beforehand, which teaches in its place.
+    """
+
+    section: Section
+    model: PreTrainedModel | None
+    source: str | None
+    seconds: float | None
+    answers: Path | None = None
+
+
+class Cast:
+    """Who plays in a run.
+
+    Args:
+        recipe: the run's.
+        splits: its data.
+        shared: the soft targets that teach, if there is no teacher.
+    """
+
+    def __init__(self, recipe: Recipe, splits: Splits, shared: SharedTargets | None = None) -> None:
+        self.recipe = recipe
+        self.splits = splits
+        self._shared = shared
+
+    def rehearse(self) -> None:
+        """Build the models once, so that a mistake in one shows before another is trained and anything is written."""
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()  # what there is to say is said when they are built for good
+        try:
+            members = []
+            for section in self.recipe.teachers:
+                model = self.new_model(section) if section.training is not None else self.ready_teacher(section)
+                self._check_teacher(section, model)
+                members.append(Member(section, model, None, None))
+            for stage, student in self.recipe.student_stages().items():
+                args = arguments(self.recipe, stage, Path(self.recipe.output_dir))
+                if members[0].model is not None:
+                    check_placement(
+                        args.teacher_placement,
+                        args.teacher_quantization,
+                        num_processes=PartialState().num_processes,
+                        is_named=True,
+                    )
+                members = [Member(student, self.student(student, members), None, None)]
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+
+    def _check_teacher(self, section: Teacher, model: PreTrainedModel | None) -> None:
+        """Raise ValueError if a teacher has nothing to say of the data's labels; of several, say which one."""
+        count = len(self.recipe.teachers)
+        try:
+            if section.column is not None:
+                self._check_column(section.column)
+            elif model is not None:
+                self._check_labels(section, model)
+        except ValueError as error:
+            if count == 1:
+                raise
+            place = next(i for i, teacher in enumerate(self.recipe.teachers) if teacher is section)
+            raise ValueError(f"teacher {place + 1} of {count}: {error}") from error
+
+    def _check_column(self, column: str) -> None:
+        named, num_labels = self.splits.named(), len(self.splits.label_names)
+        num_dimensions = 2 if self.recipe.task == "token-classification" else 1
+        for role, rows in named.items():
+            if column not in rows.column_names:
+                raise ValueError(
+                    f"teacher.column: the {role} split has no column {column}: every split needs it, that of the "
+                    "results too"
+                )
+            first = next((row[column] for row in rows.select_columns(column) if row[column] is not None), None)
+            if first is None:
+                raise ValueError(f"teacher.column: no row of the {role} split has {column}")
+            shape = np.shape(first)
+            if len(shape) != num_dimensions or shape[-1] != num_labels:
+                expected = f"{num_labels} numbers in a row" if num_dimensions == 1 else f"{num_labels} for each token"
+                raise ValueError(
+                    f"teacher.column: {column} of the {role} split has the shape {shape} in a row, expected "
+                    f"{expected}, in the order {', '.join(self.splits.label_names)}"
+                )
+
+    def _check_labels(self, section: Teacher, model: PreTrainedModel) -> None:
+        names, problem_type = names_in_order(model.config.id2label), model.config.problem_type
+        if problem_type not in (None, "single_label_classification"):
+            raise ValueError(
+                f"the problem_type of {section.model} is {problem_type}, and a recipe's is "
+                "single_label_classification: distill it in Python, with DistillationTrainer"
+            )
+        if section.specialist is not None:
+            specialist_columns(names, self.splits.label_names, section.specialist.dustbin)
+            return
+        label_map = self.recipe.training.get("teacher_label_map")
+        if len(self.recipe.teachers) > 1 and {n.casefold() for n in names} == {
+            n.casefold() for n in self.splits.label_names
+        }:
+            label_map = None  # the map is for the others
+        align_labels(names, self.splits.label_names, label_map)
+
+    def ready_teacher(self, section: Teacher) -> PreTrainedModel | None:
+        """Load a teacher that is ready; a column of the data is no model, nor are soft targets."""
+        if section.model is None:
+            return None
+        return load_teacher(
+            section.model,
+            self.recipe.task,
+            dtype=self.recipe.training.get("teacher_dtype"),
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+            allow_untrained=self.recipe.training.get("allow_untrained_teacher", False),
+        )
+
+    def student(self, section: Student, members: Sequence[Member]) -> PreTrainedModel:
+        """Build an untrained student."""
+        if section.from_teacher is None:
+            return self.new_model(section)
+        student = student_from_teacher(self._model_of(members[0]), section.from_teacher.layers)
+        set_labels(student.config, self.splits.label_names)
+        return student
+
+    def _model_of(self, member: Member) -> PreTrainedModel:
+        """Return a teacher's model, loaded again if it was let go."""
+        if member.model is not None:
+            return member.model
+        section = member.section
+        assert isinstance(section, Teacher)  # the recipe is refused
+        assert member.source is not None
+        ready = None if section.training is not None else self.ready_teacher(section)
+        return ready or self.saved_model(member.source, section)
+
+    def saved_model(self, folder: str | Path, section: Section) -> PreTrainedModel:
+        """Load a model that this run has trained and saved, with the code that came with it."""
+        options = source_options(str(folder), None, self.recipe.trusts_code_of(section))
+        return AUTO_CLASSES[self.recipe.task].from_pretrained(str(folder), dtype=torch.float32, **options)
+
+    def new_model(self, section: Section) -> PreTrainedModel:
+        """Load or build a model that will be trained."""
+        if section.config is not None:
+            return model_from_config(section.config, self.recipe.task, self.splits.label_names)
+        assert section.model is not None
+        return model_from_checkpoint(
+            section.model,
+            self.recipe.task,
+            self.splits.label_names,
+            revision=section.revision,
+            trust_remote_code=section.trust_remote_code,
+            new_head=section.new_head,
+        )
+
+    def at_work(self, members: Sequence[Member], args: DistillationConfig) -> Any:
+        """Return the teachers as the trainer takes them."""
+        if members[0].answers is not None:
+            args.precompute_teacher_logits, args.teacher_logits_dir = True, str(members[0].answers)
+            if self._shared is not None and args.teacher_logits_views is None and self.recipe.data.augment is not None:
+                args.teacher_logits_views = self._shared.views
+            return None
+        if members[0].model is None:
+            return None
+        if args.teacher_quantization is not None and len(members) == 1:
+            args.teacher_revision = members[0].section.revision
+            args.teacher_trust_remote_code = self.recipe.trusts_code_of(members[0].section)
+        return [self._one_at_work(member, args) for member in members]
+
+    def _one_at_work(self, member: Member, args: DistillationConfig) -> Any:
+        # The trainer converts and moves a teacher in place, and a student or a baseline may be made of it later.
+        is_changed = args.teacher_dtype is not None or args.teacher_placement in ("auto", "sharded")
+        model: Any = copy.deepcopy(member.model) if is_changed else member.model
+        if args.teacher_quantization is not None:
+            model = member.source
+        specialist = member.section.specialist if isinstance(member.section, Teacher) else None
+        if specialist is None:
+            return model
+        return Specialist(model, oversampling=specialist.oversampling, dustbin=specialist.dustbin)
+
+
+def in_the_students_order(recipe: Recipe, splits: Splits) -> Splits:
+    """Number the classes as a student does that takes its head from a ready teacher."""
+    teacher = recipe.teachers[0]
+    if recipe.students[0].from_teacher is None or teacher.training is not None:
+        return splits
+    assert teacher.model is not None  # the recipe is refused
+    try:
+        options = source_options(teacher.model, teacher.revision, teacher.trust_remote_code)
+        config = AutoConfig.from_pretrained(teacher.model, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the teacher {teacher.model!r}: {first_line(error)}") from error
+    label_map = recipe.training.get("teacher_label_map")
+    align_labels(names_in_order(config.id2label), splits.label_names, label_map)  # its errors say which side is which
+    back = None if label_map is None else {theirs: ours for ours, theirs in label_map.items()}
+    order = align_labels(splits.label_names, names_in_order(config.id2label), back)
+    return splits if order is None else reorder_labels(splits, order)
+
+
+def column_of(member: Member) -> str | None:
+    """Return the column of the data that a teacher is, None if it is a model."""
+    return member.section.column if isinstance(member.section, Teacher) else None

@@ -1,0 +1,122 @@
+"""Make soft targets alone, for `train` to find and for others to learn from."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from hf_distill.evaluation.teacher_quality import ChanceTeacherError, check_quality, measure_quality
+from hf_distill.hub.commit import Published
+from hf_distill.hub.destination import Destination
+from hf_distill.hub.files import Outgoing, safetensors_header
+from hf_distill.hub.target_sharing import preview, share
+from hf_distill.runs.recipe.schema import Recipe
+from hf_distill.runs.stages import objection_to, opened, settle_devices
+from hf_distill.runs.teacher_answers import judged, targets_folder
+from hf_distill.runs.teacher_info import read_facts
+from hf_distill.teachers.cache.key import key_differences
+from hf_distill.teachers.cache.store import SoftTargets, shards_in
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Soft targets in a folder.
+
+    Attributes:
+        folder: where they are.
+        num_rows: how many rows have some, those of other runs in the same folder among them.
+        num_bytes: of all of them.
+        num_asked: rows that the teacher was asked about now.
+        seconds: that this took.
+        metrics: of what the teachers say of the rows that all are judged on.
+        objection: why `train` would refuse the teacher, None if it would not.
+    """
+
+    folder: Path
+    num_rows: int
+    num_bytes: int
+    num_asked: int
+    seconds: float
+    metrics: dict[str, float]
+    objection: str | None = None
+
+
+def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
+    """Have a recipe's teachers answer for all rows that its first student needs, and train no student.
+
+    Teachers that the recipe trains are trained first. All is left where `train` of the same recipe finds it.
+
+    Args:
+        recipe: the recipe.
+        name: its short name.
+
+    Raises:
+        ValueError: there is no teacher to ask; or something in the data, the models, the output folder or the folder of
+            soft targets is not as it should be.
+    """
+    for key in ("column", "logits"):
+        if getattr(recipe.teachers[0], key) is not None:
+            raise ValueError(f"teacher.{key}: these are soft targets already, there is no teacher to ask")
+    settle_devices(recipe)
+    with opened(recipe, name, makes_targets=True) as stages:
+        stages.begin(needs_labels=False)
+        members = stages.teachers()
+        folder = targets_folder(stages)
+        before = {(file.name, file.stat().st_mtime_ns) for file in shards_in(folder)}  # one that is mended has its name
+        start = time.perf_counter()
+        said = judged(stages, members, is_asked=True)
+        seconds = time.perf_counter() - start
+        metrics = stages.metrics(said.together, said.labels)
+        quality = measure_quality(
+            torch.from_numpy(said.together), torch.from_numpy(said.labels), "single_label_classification"
+        )
+        PartialState().wait_for_everyone()
+    objection = None
+    if quality is not None and not recipe.training.get("allow_untrained_teacher"):
+        try:
+            check_quality("the teacher", {None: quality})
+        except ChanceTeacherError as error:
+            objection = objection_to(error, members)
+    files = shards_in(folder)
+    return Cached(
+        folder=folder,
+        num_rows=len(SoftTargets(folder)),
+        num_bytes=sum(file.stat().st_size for file in files),
+        num_asked=sum(_num_rows(file) for file in files if (file.name, file.stat().st_mtime_ns) not in before),
+        seconds=seconds,
+        metrics=metrics,
+        objection=objection,
+    )
+
+
+def share_soft_targets(cached: Cached, to: Destination) -> Published:
+    """Share soft targets as a data set on the Hub; see `target_sharing.share`.
+
+    Raises:
+        ValueError: they are not fit to go out, or the Hub did not take them.
+    """
+    return share(cached.folder, to, **_fit_to_go_out(cached), differences=key_differences)
+
+
+def preview_soft_targets(cached: Cached, to: Destination) -> list[Outgoing]:
+    """Return what `share_soft_targets` would send into an empty data set; the Hub is not asked.
+
+    Raises:
+        ValueError: they are not fit to go out.
+    """
+    return preview(cached.folder, to, **_fit_to_go_out(cached))
+
+
+def _fit_to_go_out(cached: Cached) -> dict[str, Any]:
+    if cached.objection is not None:
+        raise ValueError(f"nothing was sent, {cached.objection}")
+    targets = SoftTargets(cached.folder)
+    return {"key": targets.key, "facts": read_facts(cached.folder, targets.key), "num_rows": len(targets)}
+
+
+def _num_rows(shard: Path) -> int:
+    """Return for how many rows there are soft targets in a file."""
+    return int(safetensors_header(Outgoing(shard.name, shard))["digests"]["shape"][0])

@@ -1,0 +1,1 @@
+"""Recipes: YAML in, a validated `Recipe` out."""

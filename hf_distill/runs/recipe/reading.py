@@ -1,0 +1,258 @@
+"""A recipe: the YAML file that says what is distilled into what, on which data, and how."""
+
+import re
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from hf_distill.hub.card.parts import yaml_of
+from hf_distill.runs.recipe.conflicts import conflicts
+from hf_distill.runs.recipe.schema import Recipe
+from hf_distill.runs.recipe.validation import (
+    NOT_OF_THE_TEACHERS,
+    NUMBER,
+    OF_THE_STUDENTS,
+    described,
+    flat,
+    numbers_as_text,
+    settle_consent,
+    training_problems,
+)
+
+_BUNDLED = Path(__file__).parent / "bundled"  # in a wheel
+_CHECKOUT = Path(__file__).parents[3] / "recipes"  # in a clone
+# Keys that say nothing of what is trained, and how.
+_NOT_OF_THE_TRAINING = {"output_dir", "hub"}
+# Keys of a section that exclude each other: naming one on the command line takes the place of the others.
+_EXCLUSIVE = {
+    "data": ("dataset", "path"),
+    "teacher": ("model", "config", "column", "logits"),
+    "student": ("model", "config", "from_teacher"),
+    "stages": ("model", "config", "from_teacher"),
+}
+
+
+class RecipeError(ValueError):
+    """One or more problems of a recipe; the message has a line for each: file, key, got, expected."""
+
+    def __init__(self, source: str, problems: Iterable[str]) -> None:
+        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        source: a YAML file, or the name of a recipe that comes with the package (`vision/digits`).
+        overrides: `dotted.key=value`, the value in YAML (and `1e-3` is a number). Naming one of several sources that
+            exclude each other (`data.path` beside `data.dataset`) takes the place of the other.
+
+    Raises:
+        RecipeError: with all problems at once.
+    """
+    path = find_recipe(source)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(str(source), [f"not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(values, dict):
+        raise RecipeError(str(source), [f"expected a mapping with task, data, teacher, student; got {values!r}"])
+    problems = _apply_overrides(values, overrides)
+    if problems:
+        raise RecipeError(str(source), problems)
+    settle_consent(values)
+    recipe, problems = None, []
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += [described(problem, Recipe) for problem in error.errors()]
+    problems += training_problems(values) + numbers_as_text(values)
+    if recipe is not None:
+        problems += conflicts(recipe)
+    if problems or recipe is None:
+        raise RecipeError(str(source), problems)
+    return recipe
+
+
+def read_resolved(path: Path) -> Recipe:
+    """Read the recipe that a run has written beside its results.
+
+    Raises:
+        ValueError: it is not one that this version has written.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            settle_consent(values)
+        return Recipe.model_validate(values)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML") from error
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the package, by name."""
+    root = _BUNDLED if _BUNDLED.is_dir() else _CHECKOUT
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path
+        for path in sorted(root.rglob("*.yaml"))
+        if path.parent.name in ("text", "vision")
+    }
+
+
+def find_recipe(source: str | Path) -> Path:
+    """Return the file of a recipe: the file itself, or the bundled recipe of that name.
+
+    Raises:
+        RecipeError: there is neither.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    bundled = bundled_recipes()
+    name = str(source).removesuffix(".yaml").removeprefix("recipes/")
+    if name in bundled:
+        return bundled[name]
+    raise RecipeError(str(source), [f"there is no such file; recipes that come with the package: {', '.join(bundled)}"])
+
+
+def recipe_name(source: str | Path) -> str:
+    """Return a recipe's short name: `vision/digits` for one of the package's, else the file's name."""
+    path = find_recipe(source).resolve()
+    return next((name for name, file in bundled_recipes().items() if file.resolve() == path), path.stem)
+
+
+def command_for(recipe: Recipe, name: str) -> str:
+    """Return the command that repeats a run; of local paths only the last part is shown.
+
+    Args:
+        recipe: the resolved recipe.
+        name: its short name; for one of the package's, all that was changed by overrides is added.
+    """
+    if name not in bundled_recipes():
+        return f"hf-distill train {name}.yaml"
+    original, own = _by_key(load_recipe(name)), _by_key(recipe)
+    changed = {key: value for key, value in own.items() if value is not None and value != original.get(key)}
+    overrides = (shlex.quote(f"{key}={_on_command_line(value)}") for key, value in changed.items())
+    return " ".join(["hf-distill train", name, *overrides])
+
+
+def differences(old: Recipe, new: Recipe, *, but: Callable[[str], bool] | None = None) -> list[str]:
+    """List the settings in which two recipes differ, leaving out where the student goes, here and on the Hub.
+
+    Args:
+        old: one recipe.
+        new: the other.
+        but: tells which settings, by their dotted keys, are left out besides.
+    """
+    before, after = (flat(recipe.model_dump(exclude=_NOT_OF_THE_TRAINING)) for recipe in (old, new))
+    return [
+        f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not (but is not None and but(key))
+    ]
+
+
+def is_of_kept_targets(key: str) -> bool:
+    """Tell whether a setting says how soft targets are kept, which is nothing to teachers or students."""
+    return _training_field(key) in NOT_OF_THE_TEACHERS
+
+
+def is_of_the_students(key: str) -> bool:
+    """Tell whether a setting is one of the students alone.
+
+    Which model a student is may still decide how a teacher without a processor of its own reads.
+    """
+    section, field = key.partition(".")[0], _training_field(key)
+    if field is None:
+        return section in ("student", "stages", "baseline")
+    return field in OF_THE_STUDENTS or (section == "stages" and field == "seed")  # the run's seed splits the data
+
+
+def _training_field(key: str) -> str | None:
+    """Return which field of a student's training a dotted key names, None if it names none."""
+    found = re.match(r"(?:stages\.\d+\.)?training\.([^.]+)", key)
+    return None if found is None else found[1]
+
+
+def _by_key(recipe: Recipe) -> dict[str, Any]:
+    """Return settings by their dotted keys; of the metrics, which are named or have settings, the whole list."""
+    values = recipe.model_dump(exclude={*_NOT_OF_THE_TRAINING, "metrics"})
+    return {**flat(values), **recipe.model_dump(include={"metrics"}, exclude_none=True)}
+
+
+def _on_command_line(value: Any) -> str:
+    if isinstance(value, str) and (value.startswith((".", "~", "/")) or Path(value).exists()):
+        return Path(value).name
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """Return a recipe with all its defaults, as it is written beside the results."""
+    return yaml_of(recipe.model_dump())
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, where YAML libraries keep the last one."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        repeated = [str(key) for place, key in enumerate(keys) if key in keys[:place]]
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{', '.join(repeated)} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep=deep)
+
+
+def _apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    problems = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            problems.append(f"override {override!r}: expected key=value, such as training.learning_rate=1e-3")
+            continue
+        try:
+            is_float = NUMBER.fullmatch(text) and not text.lstrip("+-").isdigit()
+            # A colour such as #808080 would be a comment of YAML.
+            value = float(text) if is_float else text if text.startswith("#") else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            problems.append(f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}")
+            continue
+        try:
+            _set(values, key.split("."), value)
+        except LookupError as error:
+            problems.append(f"override {override!r}: {error.args[0]}")
+    return problems
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
+    section: Any = values
+    for depth, part in enumerate(path):
+        if isinstance(section, list):
+            if not (part.isdigit() and int(part) < len(section)):
+                what = ".".join(path[:depth])
+                raise LookupError(f"{what} is a list of {len(section)}: name one by its number, {what}.0 and so on")
+            part_or_index: Any = int(part)
+        elif isinstance(section, dict):
+            part_or_index = part
+            exclusive = _EXCLUSIVE.get(path[0], ())
+            if part in exclusive and value is not None and _is_section(path[:depth]):
+                for other in set(exclusive) - {part}:
+                    section.pop(other, None)
+        else:
+            raise LookupError(f"{path[depth - 1]} is {section!r} and has no keys below it")
+        if depth == len(path) - 1:
+            section[part_or_index] = value
+        else:
+            if isinstance(section, dict) and section.get(part) is None:
+                section[part] = {}
+            section = section[part_or_index]
+
+
+def _is_section(path: list[str]) -> bool:
+    """Tell whether a path leads to a section itself: `teacher`, or `teacher.0` in a list of them."""
+    return len(path) == 1 or (len(path) == 2 and path[1].isdigit())

@@ -1,0 +1,308 @@
+"""What is wrong with the values of a recipe, a line for each."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+# How many teachers there are decides by which schema they are checked; pydantic then names the schema in its errors.
+ONE, SEVERAL = "<one>", "<several>"
+# The same of a metric that is named, and of one that has settings.
+NAME, SETTINGS = "<name>", "<settings>"
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def described(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
+    """Say in one line what is wrong with a value: its key, what was expected, what was got.
+
+    Args:
+        problem: one of the errors of pydantic's `ValidationError`.
+        schema: the model that the whole recipe was checked against.
+    """
+    location = [part for part in problem["loc"] if part not in (ONE, SEVERAL, NAME, SETTINGS)]
+    key = ".".join(map(str, location))
+    got, kind = problem["input"], problem["type"]
+    if kind == "missing":
+        return f"{key}: is missing"
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(location, schema)}"
+    if kind == "value_error":
+        return f"{key}: {problem['ctx']['error']}"
+    return _mismatch(key, _expected(problem), got)
+
+
+def _expected(problem: Mapping[str, Any]) -> str:
+    """Say what pydantic expects in the words of YAML."""
+    kind, limits = problem["type"], problem.get("ctx", {})
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return "a mapping (key: value)"
+    if kind == "too_short":
+        return f"a list of {limits['min_length']} or more"
+    return str(problem["msg"]).removeprefix("Input should be ").removeprefix("Keys should be ")
+
+
+def _suggestion(location: Sequence[Any], schema: type[BaseModel]) -> str:
+    model: Any = schema
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        model = next(_models_in(annotation), None)
+        if model is None:
+            return ""
+    known = list(model.model_fields)
+    return _did_you_mean(str(location[-1]), known)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _models_in(part)
+
+
+def _did_you_mean(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}" if len(known) < 25 else ""
+
+
+def _mismatch(key: str, expected: str, got: Any) -> str:
+    hint = ""
+    if isinstance(got, str) and NUMBER.fullmatch(got):
+        hint = f" as text: YAML reads a number only with a point before the e, write {_with_point(got)}"
+    elif isinstance(got, bool) and "string" in expected:
+        hint = ': YAML reads a bare yes, no, on and off as true and false, write "no" for the word'
+    return f"{key}: expected {expected}, got {got!r}{hint}"
+
+
+def _with_point(number: str) -> str:
+    mantissa, e, exponent = number.lower().partition("e")
+    exponent = exponent if not e or exponent[0] in "+-" else f"+{exponent}"
+    return f"{mantissa if '.' in mantissa else mantissa + '.0'}{e}{exponent}"
+
+
+def settle_consent(values: dict[str, Any]) -> None:
+    """Read `trust_remote_code` in a `training` by its present name, and as what is said of the only teacher there."""
+    named = [values, *(section for name in ("teacher", "stages") for _, section in _sections(values, name))]
+    for training in (section.get("training") for section in named):
+        if isinstance(training, dict) and "trust_remote_code" in training:
+            training.setdefault("teacher_trust_remote_code", training.pop("trust_remote_code"))
+    teacher, training = values.get("teacher"), values.get("training")
+    is_given = isinstance(training, dict) and training.get("teacher_trust_remote_code") is True
+    if is_given and isinstance(teacher, dict) and teacher.get("model") is not None:
+        teacher.setdefault("trust_remote_code", True)
+
+
+def training_problems(values: Mapping[str, Any]) -> list[str]:
+    """Check every `training` of a recipe against the fields of DistillationConfig."""
+    problems = _section_problems("training", values.get("training"), _OF_THE_RUN)
+    if any(teacher.get("logits") is not None for _, teacher in _sections(values, "teacher")):
+        problems = [line for line in problems if "has no effect without precompute_teacher_logits" not in line]
+    shared = values.get("training") if isinstance(values.get("training"), dict) and not problems else {}
+    for key, teacher in _sections(values, "teacher"):
+        problems += _section_problems(f"{key}.training", teacher.get("training"), _OF_THE_STUDENT)
+    for key, stage in _sections(values, "stages"):
+        problems += _section_problems(f"{key}.training", stage.get("training"), _OF_THE_RUN, shared)
+    return problems
+
+
+def logits_problems(recipe: Mapping[str, Any], key: str, *, is_alone: bool) -> list[str]:
+    """Find settings that mean nothing where soft targets teach that others have shared.
+
+    Args:
+        recipe: the resolved recipe.
+        key: of the teacher that they are.
+        is_alone: there is no other teacher.
+    """
+    problems = []
+    if not is_alone:
+        problems.append(
+            f"{key}.logits: are a teacher on their own, and cannot be one of several: make soft targets of all of them "
+            "together (`hf-distill cache`)"
+        )
+    first = {"stages.0.training": recipe["stages"][0]["training"]} if recipe["stages"] else {}
+    for section, settings in {"training": recipe["training"], **first}.items():
+        problems += [
+            f"{section}.{name}: has no effect, {key}.logits are soft targets and no model"
+            for name in _OF_A_MODEL
+            if settings.get(name) is not None
+        ]
+        if settings.get("precompute_teacher_logits") is False:
+            problems.append(
+                f"{section}.precompute_teacher_logits: false has no effect, {key}.logits are soft targets made "
+                "beforehand: leave it out"
+            )
+    augment = recipe["data"]["augment"] or {}
+    if recipe["training"].get("teacher_logits_views") is not None and not any(augment.values()):
+        problems.append("training.teacher_logits_views: has no effect, the training rows are the same in each epoch")
+    return problems
+
+
+def numbers_as_text(values: Mapping[str, Any]) -> list[str]:
+    """Find numbers that YAML reads as text in fields of models and processors, which are passed on unchecked."""
+    fields = {"teacher": "config", "stages": "config", "student": "config", "data": "processor"}
+    return [
+        _mismatch(f"{key}.{fields[name]}.{inner}", "a number", value)
+        for name in fields
+        for key, section in _sections(values, name)
+        if isinstance(section.get(fields[name]), dict)
+        for inner, value in flat(section[fields[name]]).items()
+        if isinstance(value, str) and NUMBER.fullmatch(value)
+    ]
+
+
+def _sections(values: Mapping[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return what stands under a key with the key that leads to it: one section, or each of a list."""
+    found = values.get(name)
+    each = (
+        [(f"{name}.{place}", part) for place, part in enumerate(found)] if isinstance(found, list) else [(name, found)]
+    )
+    return [(key, section) for key, section in each if isinstance(section, dict)]
+
+
+# Transformers finds these out in the middle of a run, or trains for no step and says nothing.
+_ABOVE_ZERO = (
+    "learning_rate",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+# What says how a student is taught; nothing of it is left where labels alone are learnt from.
+OF_DISTILLATION = (
+    "alpha",
+    "alpha_end",
+    "temperature",
+    "temperature_end",
+    "schedule",
+    "precompute_teacher_logits",
+    "teacher_combination",
+    "teacher_dtype",
+    "teacher_label_map",
+    "teacher_logits_batch_size",
+    "teacher_logits_dir",
+    "teacher_logits_dtype",
+    "teacher_logits_top_k",
+    "teacher_logits_views",
+    "teacher_placement",
+    "teacher_quantization",
+    "teacher_revision",
+    "teacher_torch_compile",
+    "teacher_trust_remote_code",
+    "teacher_weights",
+)
+# Whether, where and how soft targets are kept.
+OF_KEPT_TARGETS = (
+    "precompute_teacher_logits",
+    "teacher_logits_batch_size",
+    "teacher_logits_dir",
+    "teacher_logits_dtype",
+    "teacher_logits_top_k",
+    "teacher_logits_views",
+)
+# What may change for those who make soft targets alone: teachers and students are the same whatever it says.
+NOT_OF_THE_TEACHERS = (*OF_KEPT_TARGETS, "allow_untrained_teacher")
+# What may change as long as there are teachers alone: it reaches neither a teacher's training nor what is kept of its
+# answers. What is not named here counts as the teachers', too: some fields (tf32, torch_compile) change the process.
+OF_THE_STUDENTS = (
+    *NOT_OF_THE_TEACHERS,
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim", "optim_args", "weight_decay", "max_grad_norm"),
+    *("alpha", "alpha_end", "temperature", "temperature_end", "schedule", "teacher_combination", "teacher_weights"),
+    *("eval_delay", "eval_on_start", "eval_steps", "eval_strategy"),
+    *("gradient_accumulation_steps", "per_device_eval_batch_size", "per_device_train_batch_size"),
+    *("gradient_checkpointing", "label_smoothing_factor", "neftune_noise_alpha", "train_sampling_strategy"),
+    *("greater_is_better", "load_best_model_at_end", "metric_for_best_model"),
+    *("learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"),
+    *("disable_tqdm", "logging_first_step", "logging_steps", "logging_strategy", "report_to", "run_name"),
+    *("save_steps", "save_strategy", "save_total_limit"),
+)
+# What moves, converts or reads with a teacher's model.
+_OF_A_MODEL = (
+    "teacher_dtype",
+    "teacher_label_map",
+    "teacher_logits_batch_size",
+    "teacher_logits_dir",
+    "teacher_placement",
+    "teacher_quantization",
+    "teacher_torch_compile",
+)
+# These say something of the teachers that a recipe names; a later student is taught by the one before it.
+OF_THE_FIRST_TEACHERS = (
+    *("teacher_combination", "teacher_label_map", "teacher_logits_dir", "teacher_trust_remote_code", "teacher_weights"),
+)
+_PUBLISHING = "is the run's own: name the repository at the top of the recipe, hub: {repo_id: ...}"
+_OF_THE_RUN = {
+    "output_dir": "is the run's own: set output_dir at the top of the recipe",
+    "push_to_hub": _PUBLISHING,
+    **{f"hub_{name}": _PUBLISHING for name in ("model_id", "strategy", "private_repo", "always_push", "revision")},
+    "hub_token": "is a secret, and a recipe is published: log in with `hf auth login`, or set HF_TOKEN",
+    "resume_from_checkpoint": "is not needed: the same command goes on where a run was stopped",
+    "teacher_input_columns": "is the run's own: name the columns of the data under data",
+    "teacher_max_length": "is the run's own: set data.max_length",
+    "label_names": "is Trainer's name of the label column, here always labels: set data.label_column",
+    **{
+        name: "would keep the predictions from the metrics: leave it out"
+        for name in ("prediction_loss_only", "batch_eval_metrics", "eval_do_concat_batches")
+    },
+}
+_OF_THE_STUDENT = {
+    **_OF_THE_RUN,
+    **{name: "belongs to the student's training, a teacher learns from labels alone" for name in OF_DISTILLATION},
+}
+
+
+def _section_problems(
+    name: str, section: Any, refused: Mapping[str, str], shared: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Check one section, whose fields take the place of those that it shares with others."""
+    if not isinstance(section, dict):
+        return []
+    from hf_distill.training.config import DistillationConfig
+
+    hints = get_type_hints(DistillationConfig)
+    known = list(DistillationConfig.__dataclass_fields__)
+    problems, sound = [], {}
+    for key, value in section.items():
+        if key in refused:
+            problems.append(f"{name}.{key}: {refused[key]}")
+        elif key not in known:
+            meant = _did_you_mean(str(key), known) or "; known are the fields of transformers' TrainingArguments"
+            problems.append(f"{name}.{key}: unknown key{meant}")
+        elif found := _value_problems(f"{name}.{key}", value, hints[key]):
+            problems += found
+        elif key in _ABOVE_ZERO and value <= 0:
+            problems.append(f"{name}.{key}: must be > 0, got {value}")
+        else:
+            sound[key] = value
+    own = DistillationConfig.__annotations__
+    if problems:  # fields of TrainingArguments depend on each other, so with one of them out only our own are judged
+        sound = {key: value for key, value in sound.items() if key in own}
+    try:
+        DistillationConfig(**{**(shared or {}), **sound, "output_dir": "unused"})
+    except (ValueError, ImportError) as error:
+        # Transformers goes on with a sentence on lines that begin with a dash.
+        for line in filter(str.strip, re.sub(r"\n\s*-", " -", str(error)).splitlines()):
+            field, _, rest = line.partition(" ")
+            problems.append(f"{name}.{field}: {rest}" if field in own else f"{name}: {line}")
+    return problems
+
+
+def _value_problems(key: str, value: Any, hint: Any) -> list[str]:
+    try:
+        TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=True)
+    except ValidationError as error:
+        expected = " or ".join(dict.fromkeys(_expected(problem) for problem in error.errors()))
+        return [_mismatch(key, expected, value)]
+    return []
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings, and of lists of these, by their dotted keys."""
+    if isinstance(values, list) and values and all(isinstance(value, dict) for value in values):
+        values = dict(enumerate(values))
+    if isinstance(values, dict):
+        return {k: v for name, value in values.items() for k, v in flat(value, f"{prefix}{name}.").items()}
+    return {prefix.rstrip("."): values}

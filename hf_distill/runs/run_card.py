@@ -1,0 +1,183 @@
+"""The card of a run folder, rebuilt from its recipe.yaml and results.json alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import ModelCard
+
+from hf_distill.evaluation.curves import PLOT, training_curves
+from hf_distill.evaluation.results import Results
+from hf_distill.hub.card.licenses import objections, student_licence
+from hf_distill.hub.card.model_card import model_card
+from hf_distill.hub.card.origins import inferred_lineage
+from hf_distill.hub.portable import portable
+from hf_distill.hub.readme import licence_in, merge, read_readme
+from hf_distill.runs.recipe.reading import bundled_recipes, command_for, read_resolved, to_yaml
+from hf_distill.runs.recipe.schema import Recipe
+
+
+class RunCard(NamedTuple):
+    """A card and what it is shown with.
+
+    Attributes:
+        card: with the name of the picture in it, if there is one.
+        plot: the picture, as PNG; None if the run logged nothing to draw.
+        objections: what the teachers' licences forbid, a line each.
+    """
+
+    card: ModelCard
+    plot: bytes | None
+    objections: list[str]
+
+
+def card_of_run(run: Path, *, repo_id: str | None = None, license: str | None = None, plot_name: str = PLOT) -> RunCard:
+    """Make a run's card, with no network and no model.
+
+    Args:
+        run: a folder with recipe.yaml and results.json: the output folder of a run, or the one beside a published card.
+        repo_id: the student's Hub id.
+        license: the student's; by default that of what it was made from.
+        plot_name: where the picture will be, relative to the card.
+
+    Raises:
+        ValueError: the folder holds no finished run.
+    """
+    return card_of(*read_run(run), repo_id=repo_id, license=license, plot_name=plot_name)
+
+
+def card_of(
+    recipe: Recipe,
+    results: Results,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    plot_name: str = PLOT,
+) -> RunCard:
+    """Make the card of a run that is at hand; see `card_of_run`."""
+    plot = training_curves(results)
+    shared = published(recipe, results)
+    # A recipe of the user's own is repeated by the file that is published with the model.
+    is_bundled = results.recipe in bundled_recipes()
+    card = model_card(
+        recipe.model_dump(),
+        results,
+        command_for(shared, results.recipe) if is_bundled else "hf-distill train recipe.yaml",
+        repo_id=repo_id,
+        plot=None if plot is None else plot_name,
+        license=license,
+    )
+    return RunCard(card, plot, licence_lines(recipe, results, license))
+
+
+def licence_lines(recipe: Recipe, results: Results, license: str | None = None) -> list[str]:
+    """Return what the teachers' licences say to the student's, a line each; see `licences.objections`."""
+    settings = recipe.model_dump()
+    licence = student_licence(settings, results.lineage, license).get("license")
+    return objections(settings, results.lineage, licence)
+
+
+def read_run(run: Path) -> tuple[Recipe, Results]:
+    """Read what a run has left; results that have no lineage get what the recipe tells of it.
+
+    Raises:
+        ValueError: one of the two files is not there or cannot be read; the message names it.
+    """
+    for name in ("recipe.yaml", "results.json"):
+        if not (run / name).is_file():
+            raise ValueError(
+                f"{run} holds no finished run: it has no {name}. Name the output_dir of `hf-distill train`."
+            )
+    try:
+        recipe, results = read_resolved(run / "recipe.yaml"), Results.read(run)
+    except ValueError as error:
+        raise ValueError(f"{run}: {error}") from error
+    # Once local paths are cut to their last names, these no longer tell what was local.
+    return recipe, replace(results, lineage=results.lineage or inferred_lineage(recipe.model_dump()))
+
+
+def published(recipe: Recipe, results: Results) -> Recipe:
+    """Return a recipe as strangers may see it; see `portable`."""
+    return Recipe.model_validate(portable(recipe.model_dump(), results.lineage))
+
+
+def save_card(run: Path, *, repo_id: str | None = None) -> tuple[Path, RunCard]:
+    """Write a run's card anew into its student's README.md, with the picture beside it.
+
+    Args:
+        run: the output folder of a run.
+        repo_id: the student's Hub id.
+
+    Returns:
+        the README.md, and the card.
+
+    Raises:
+        ValueError: the folder holds no finished run or no student, or the README.md cannot be read.
+    """
+    recipe, results = read_run(run)
+    readme = run / "student" / "README.md"
+    if not readme.parent.is_dir():
+        raise ValueError(f"{run} has no student: name the file for the card, --output FILE.md")
+    made = card_of(recipe, results, repo_id=repo_id, license=licence_in(readme))
+    write_card(made, readme, readme.parent / PLOT)
+    return readme, made
+
+
+def export_card(run: Path, output: Path, *, repo_id: str | None = None) -> RunCard:
+    """Write a run's card into a file, and what it was made from into the folder of the same name beside it.
+
+    That folder holds recipe.yaml without local paths, results.json and the picture, and the card can be made from it.
+
+    Args:
+        run: as in `card_of_run`.
+        output: the file, which ends in .md; text of the user's in it stays.
+        repo_id: the student's Hub id.
+
+    Raises:
+        ValueError: the folder holds no finished run, or the file is no .md or cannot be read.
+    """
+    if output.suffix != ".md" or output.is_dir():
+        raise ValueError(f"--output: expected a file that ends in .md, got {output}")
+    recipe, results = read_run(run)
+    folder = output.with_suffix("")
+    _refuse_foreign_folder(folder)
+    plot_name = f"{folder.name}/{PLOT}"
+    made = card_of(recipe, results, repo_id=repo_id, license=licence_in(output), plot_name=plot_name)
+    write_card(made, output, folder / PLOT)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_bytes(to_yaml(published(recipe, results)).encode())
+    (folder / "results.json").write_bytes(results.to_json().encode())
+    return made
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    """Refuse to write what a card was made from over anything else than what an earlier one was made from."""
+    there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    ours = {"recipe.yaml", "results.json"}
+    if (folder.exists() and not folder.is_dir()) or there - ours - {PLOT} or (there and not ours <= there):
+        what = ", ".join(sorted(there - ours - {PLOT})[:3]) or "no card was made from it"
+        raise ValueError(
+            f"--output: recipe.yaml, results.json and {PLOT} go into the folder {folder}, which is something else "
+            f"({what}): choose another name for the card"
+        )
+
+
+def write_card(made: RunCard, readme: Path, plot: Path) -> None:
+    """Write a card into a README, which may hold somebody's own text, and the picture beside it.
+
+    Args:
+        made: the card.
+        readme: made if need be, otherwise only our section of it is replaced.
+        plot: where the picture goes; an old one is removed if there is none any more.
+
+    Raises:
+        ValueError: the README cannot be read or its marks are broken; nothing is written then.
+    """
+    text = merge(read_readme(readme), made.card)
+    readme.parent.mkdir(parents=True, exist_ok=True)
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    if made.plot is None:
+        plot.unlink(missing_ok=True)
+    else:
+        plot.write_bytes(made.plot)
+    readme.write_bytes(text.encode())

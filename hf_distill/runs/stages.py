@@ -1,0 +1,388 @@
+"""The stages of a run, trained one after the other: what they share, and who teaches whom."""
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from transformers import PreTrainedModel, set_seed
+from transformers.integrations import TensorBoardCallback
+
+from hf_distill.data.fingerprints import processor_settings
+from hf_distill.data.labels import MISSING_LABEL
+from hf_distill.data.loading import Splits, fingerprint, load_rows, prepare_splits
+from hf_distill.evaluation.measuring import Metrics
+from hf_distill.evaluation.results import curve
+from hf_distill.evaluation.teacher_quality import ChanceTeacherError
+from hf_distill.hub.card.lineage import NOWHERE, data_origin, model_origin
+from hf_distill.runs.building import Cast, Member, column_of, in_the_students_order
+from hf_distill.runs.preprocessing import Inputs, Section
+from hf_distill.runs.recipe.schema import Augment, Recipe, Student, Teacher
+from hf_distill.runs.recipe.settings import NOT_TRAINING, arguments
+from hf_distill.runs.shared_targets import SharedTargets, origin_of_shared, shared_targets
+from hf_distill.runs.timing import Clock
+from hf_distill.runs.workspace import TENSORBOARD, Checkpoint, Workspace, refuse_mixed_folders
+from hf_distill.training.config import DistillationConfig
+from hf_distill.training.trainer import DistillationTrainer
+
+_NOT_OF_THE_SPLITS = {
+    *("dataset", "name", "revision", "path", "max_length", "background", "augment"),
+    *("processor", "processor_trust_remote_code"),
+}
+
+
+def settle_devices(recipe: Recipe) -> None:
+    """Settle on which devices a run computes, before any of its processes waits for another."""
+    _ = arguments(recipe, "student", Path(recipe.output_dir).expanduser()).device
+
+
+@contextlib.contextmanager
+def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets: bool = False) -> Iterator["Stages"]:
+    """Open a run's output folder and load its data; nothing is written yet.
+
+    Args:
+        recipe: the run's.
+        name: its short name.
+        overwrite: delete a run with other settings in the same output folder.
+        makes_targets: soft targets alone are made; see `Workspace`.
+
+    Raises:
+        ValueError: something in the data, the models or the output folder is not as it should be.
+    """
+    folder = Path(recipe.output_dir).expanduser()
+    refuse_mixed_folders(recipe)
+    with _held(folder, recipe, overwrite=overwrite, makes_targets=makes_targets) as workspace:
+        with PartialState().main_process_first():
+            shared = shared_targets(recipe)
+        data = recipe.data
+        rows = load_rows(dataset=data.dataset, name=data.name, revision=data.revision, path=data.path)
+        splits = prepare_splits(
+            rows,
+            recipe.task,
+            seed=int(recipe.training.get("seed", 42)),
+            **data.model_dump(exclude=_NOT_OF_THE_SPLITS),
+        )
+        if PartialState().is_main_process:
+            for text in splits.warnings:
+                warnings.warn(text, UserWarning, stacklevel=1)
+        splits = in_the_students_order(recipe, splits)
+        with PartialState().main_process_first():
+            inputs = Inputs(recipe, splits, shared)
+        origin = data_origin(data.dataset, data.revision, rows)
+        metrics = Metrics(recipe.model_dump()["metrics"], splits.label_names)
+        yield Stages(recipe, name, workspace, splits, inputs, metrics, origin, shared)
+
+
+class Stages:
+    """The stages of one run, with all that they share; made by `opened`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        name: str,
+        workspace: Workspace,
+        splits: Splits,
+        inputs: Inputs,
+        metrics: Metrics,
+        origin: dict[str, Any],
+        shared: SharedTargets | None,
+    ) -> None:
+        self.recipe = recipe
+        self.name = name
+        self.workspace = workspace
+        self.splits = splits
+        self.cast = Cast(recipe, splits, shared)
+        self.inputs = inputs
+        self.metrics = metrics
+        self.curves: dict[str, list[dict[str, float]]] = {}  # by the stage
+        self.data_origin = origin
+        self.shared = shared
+        self.origins: dict[int, dict[str, Any]] = {}  # by the section of the recipe
+
+    def begin(self, *, needs_labels: bool) -> dict[str, Any]:
+        """Build the models once, to see that they can be, and make the output folder the run's own.
+
+        Args:
+            needs_labels: something is trained on labels alone.
+
+        Returns:
+            facts about the data, for the results.
+
+        Raises:
+            ValueError: the models do not fit each other or the data, or the folder holds work on other data.
+        """
+        facts = self._data_facts()
+        is_trained = any(teacher.training is not None for teacher in self.recipe.teachers)
+        if facts["unlabelled_share"] == 1 and (needs_labels or is_trained):
+            raise ValueError(
+                "no row of the train split has a label: the teacher must be a ready one (no teacher.training), and "
+                "there is nothing to train a baseline on (baseline: false)"
+            )
+        self.cast.rehearse()
+        if self.shared is not None:
+            _, section = self.first_student
+            self.shared.refuse_others(
+                self.arguments_of_first(),
+                labels=list(self.splits.label_names),
+                processor=self.inputs.reader(section).processor,
+                columns=self.splits.columns.inputs,
+                is_token_level=self.recipe.task == "token-classification",
+            )
+        if PartialState().is_main_process:
+            known = fingerprint(self.splits, self.recipe.teachers[0].column)
+            known = known if self.shared is None else f"{known} {self.shared.fingerprint}"
+            self.workspace.begin(known, self._reading_of_trained())
+        PartialState().wait_for_everyone()
+        return facts
+
+    def _reading_of_trained(self) -> dict[str, dict[str, Any]]:
+        """Tell how the teachers that are trained here read the data, by their stage."""
+        readers = {stage: self.inputs.reader(section) for stage, section in self.recipe.teacher_stages().items()}
+        return {
+            stage: {
+                "processor": processor_settings(reader.processor),
+                **{name: getattr(reader, name) for name in ("max_length", "segments", "num_channels")},
+            }
+            for stage, reader in readers.items()
+        }
+
+    @property
+    def first_student(self) -> tuple[str, Student]:
+        """Return the student that the recipe's teachers teach, with the name of its stage."""
+        return next(iter(self.recipe.student_stages().items()))
+
+    # ---- Teachers ----
+
+    def teachers(self) -> list[Member]:
+        """Return the teachers, trained first if the recipe says so."""
+        stages = {id(section): stage for stage, section in self.recipe.teacher_stages().items()}
+        members = []
+        for section in self.recipe.teachers:
+            stage = stages.get(id(section))
+            if self.shared is not None:
+                members.append(Member(section, None, None, None, self.shared.folder))
+                self.origins[id(section)] = origin_of_shared(self.shared)
+            elif stage is None:
+                members.append(Member(section, self.cast.ready_teacher(section), section.model, None))
+                self._note_origin(section, [])
+            else:
+                model, seconds = self.trained(stage, section, partial(self.cast.new_model, section), [])
+                members.append(Member(section, model, str(self.workspace.model_folder(stage)), seconds))
+        return members
+
+    def arguments_of_first(self, **fixed: Any) -> DistillationConfig:
+        """Return the settings of the first student for a trainer that trains nothing."""
+        stage, _ = self.first_student
+        return arguments(self.recipe, stage, self.workspace.checkpoints(stage), **NOT_TRAINING, **fixed)
+
+    # ---- Training ----
+
+    def trained(
+        self, stage: str, section: Section, build: Callable[[], PreTrainedModel], members: Sequence[Member]
+    ) -> tuple[PreTrainedModel, float]:
+        """Return a stage's trained model and the seconds that it took, trained now or before."""
+        record = self.workspace.record(stage)
+        if record is not None:
+            self.origins.setdefault(id(section), record.get("origin", NOWHERE))
+            self.curves[stage] = curve(record["log_history"])
+            return self.cast.saved_model(self.workspace.model_folder(stage), section), record["train_seconds"]
+        args = arguments(self.recipe, stage, self.workspace.checkpoints(stage))
+        set_seed(args.seed)
+        model = build()
+        self._note_origin(section, members)
+        checkpoint = self.workspace.last_checkpoint(stage)
+        clock = Clock(0.0 if checkpoint is None else checkpoint.seconds)
+        augment = self.recipe.data.augment
+        if isinstance(section, Teacher) and section.augment is not None:
+            augment = section.augment
+        trainer = self.trainer(
+            section,
+            model,
+            members,
+            args,
+            train_dataset=self.rows(section, "train", members, augment, args),
+            eval_dataset=self.rows(section, "evaluation", members),
+            compute_metrics=lambda prediction: self.metrics(prediction.predictions, prediction.label_ids),
+            callbacks=[clock],
+        )
+        self._direct_tensorboard(trainer, stage, goes_on=checkpoint is not None)
+        if checkpoint is not None and checkpoint.is_last:
+            # Trained to the end, but not saved: `train` would go one step too far.
+            saved = self.cast.saved_model(_best(checkpoint, args), section)
+            model.load_state_dict(saved.state_dict())
+            model.config = saved.config
+            history = checkpoint.state["log_history"]
+        else:
+            try:
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
+            except ChanceTeacherError as error:
+                raise ValueError(objection_to(error, members)) from error
+            history = trainer.state.log_history
+        seconds = round(clock.seconds(), 3)
+        self.curves[stage] = curve(history)
+
+        def save(folder: Path) -> None:
+            trainer.save_model(str(folder))
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, with this machine's paths in it
+
+        PartialState().wait_for_everyone()  # until no one writes into the checkpoints that are dropped now
+        if PartialState().is_main_process:
+            record = {"train_seconds": seconds, "log_history": history, "origin": self.origins[id(section)]}
+            self.workspace.finish(stage, save, record)
+        else:
+            trainer.save_model(str(self.workspace.path))  # writes nothing, but gathers weights that are sharded
+        PartialState().wait_for_everyone()
+        return model, seconds
+
+    def trainer(
+        self,
+        section: Section,
+        model: PreTrainedModel,
+        members: Sequence[Member],
+        args: DistillationConfig,
+        **arguments: Any,
+    ) -> DistillationTrainer:
+        """Return a trainer of a model with its teachers, whose settings are completed."""
+        reader = self.inputs.reader(section)
+        is_taught = bool(members)
+        processors = None
+        if is_taught and members[0].model is not None and members[0].answers is None:
+            processors = [self.inputs.reader(member.section).processor for member in members]
+            args.teacher_input_columns = list(self.splits.columns.inputs)
+            args.teacher_max_length = self.recipe.data.max_length
+        return DistillationTrainer(
+            model=model,
+            teacher=self.cast.at_work(members, args) if is_taught else None,
+            args=args,
+            processing_class=reader.processor,
+            teacher_processing_class=processors,
+            **{"data_collator": reader.collator, **arguments},
+        )
+
+    def _direct_tensorboard(self, trainer: DistillationTrainer, stage: str, *, goes_on: bool) -> None:
+        """Have TensorBoard's events written where they stay: a stage's checkpoints are deleted at its end."""
+        own = self.workspace.path / TENSORBOARD
+        if not goes_on and PartialState().is_main_process:
+            shutil.rmtree(own / stage, ignore_errors=True)  # of a training that was stopped before its first checkpoint
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback):
+                callback.logging_dir = str(Path(callback.logging_dir or own) / stage)
+
+    def rows(
+        self,
+        section: Section,
+        role: str,
+        members: Sequence[Member] = (),
+        augment: Augment | None = None,
+        args: DistillationConfig | None = None,
+    ) -> Any:
+        """Return a split for a model, with what its teachers read of it."""
+        readers = [reader for member in members for reader in self.inputs.readers_of_teacher(member.section)]
+        seed = 42 if args is None else args.seed
+        column = next((name for name in map(column_of, members) if name is not None), None)
+        return self.inputs.rows(
+            self.inputs.reader(section), role, augment=augment, seed=seed, teachers=readers, soft_targets=column
+        )
+
+    # ---- Where it all comes from ----
+
+    def _note_origin(self, section: Section, members: Sequence[Member]) -> None:
+        """Remember where a model comes from that has just been built; a baseline comes from where its student does."""
+        if id(section) in self.origins:
+            return
+        if isinstance(section, Student) and section.from_teacher is not None:
+            self.origins[id(section)] = self.origins[id(members[0].section)]
+        elif PartialState().is_main_process:  # the others write nothing
+            self.origins[id(section)] = model_origin(section.model, section.revision)
+        else:
+            self.origins[id(section)] = dict(NOWHERE)
+
+    def lineage(self, student: PreTrainedModel) -> dict[str, Any]:
+        """Return where the weights and the data come from, for the results."""
+        seeds = self.seeds()
+
+        def entry(section: Section) -> dict[str, Any]:
+            return {**self.origins[id(section)], "seed": seeds.get(id(section))}
+
+        return {
+            "teachers": [entry(section) for section in self.recipe.teachers],
+            "stages": [entry(section) for section in self.recipe.stages],
+            "student": {**entry(self.recipe.student), "model_type": student.config.model_type},
+            "dataset": self.data_origin,
+        }
+
+    def seeds(self) -> dict[int, int]:
+        """Return the seed of each section that is trained, by its `id`."""
+        return {
+            id(section): arguments(self.recipe, stage, self.workspace.checkpoints(stage)).seed
+            for stage, section in {**self.recipe.teacher_stages(), **self.recipe.student_stages()}.items()
+        }
+
+    # ---- Results ----
+
+    def predict(self, model: PreTrainedModel, section: Section) -> tuple[np.ndarray, np.ndarray]:
+        """Return a model's logits, and the labels of the rows judged on."""
+        # A stage without a teacher: nothing is trained, saved or smoothed here.
+        args = arguments(self.recipe, "baseline", self.workspace.checkpoints("student"), **NOT_TRAINING)
+        collator = partial(_collated, self.inputs.reader(section).collator, model.dtype)
+        trainer = self.trainer(section, model, [], args, data_collator=collator)
+        prediction = trainer.predict(self.rows(section, self.inputs.judged_role))
+        return prediction.predictions, prediction.label_ids
+
+    def _data_facts(self) -> dict[str, Any]:
+        labels = self.splits.train.with_format("numpy")[:]["labels"]
+        missing = [bool(np.all(np.asarray(row) == MISSING_LABEL)) for row in labels]
+        judged = self.splits.evaluation if self.splits.test is None else self.splits.test
+        judged_labels = judged.with_format(None)["labels"]
+        is_image = not self.recipe.is_text
+        return {
+            "num_train_rows": len(self.splits.train),
+            "num_eval_rows": len(judged),
+            "num_eval_labels": sum(int(np.sum(np.asarray(row) != MISSING_LABEL)) for row in judged_labels),
+            "unlabelled_share": sum(missing) / len(missing),
+            "label_names": list(self.splits.label_names),
+            "inputs": list(self.splits.columns.inputs),
+            **({"num_channels": self.inputs.reader(self.recipe.student).num_channels} if is_image else {}),
+            **({"unusual_images": dict(self.inputs.unusual_images)} if self.inputs.unusual_images else {}),
+        }
+
+
+def objection_to(error: ChanceTeacherError, members: Sequence[Member]) -> str:
+    """Say why a recipe's teachers are refused; those that it has trained are not called untrained."""
+    quality, cause = error.quality, error.quality.cause
+    if quality.order is None and any(member.seconds is not None for member in members):
+        cause = (
+            "most likely its training here was too short, or on too few rows of the rarer classes: train it longer, "
+            "at another learning rate or on more rows"
+        )
+    return f"{error.who} {quality.fault}: {cause}; or set training.allow_untrained_teacher=true to use it all the same"
+
+
+@contextlib.contextmanager
+def _held(folder: Path, recipe: Recipe, **options: bool) -> Any:
+    """Open the workspace; of several processes the main one, and the others after it."""
+    state = PartialState()
+    workspace = Workspace(folder, recipe, **options) if state.is_main_process else None
+    state.wait_for_everyone()
+    if workspace is None:
+        workspace = Workspace.attached(folder)
+    try:
+        yield workspace
+    finally:
+        workspace.release()
+
+
+def _best(checkpoint: Checkpoint, args: DistillationConfig) -> Path:
+    best = checkpoint.state.get("best_model_checkpoint")
+    return Path(best) if args.load_best_model_at_end and best else checkpoint.path
+
+
+def _collated(collator: Callable[[list], Any], dtype: torch.dtype, rows: list) -> dict[str, torch.Tensor]:
+    """Make a batch whose images have the type of a model's weights: not every model converts them itself."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in collator(rows).items()}

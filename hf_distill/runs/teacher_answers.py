@@ -1,0 +1,133 @@
+"""What a recipe's teachers say: of the rows judged on, and beforehand of all rows that the first student needs."""
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from accelerate import PartialState
+
+from hf_distill.runs.building import Member
+from hf_distill.runs.recipe.schema import Teacher
+from hf_distill.runs.stages import Stages
+from hf_distill.runs.teacher_info import facts_of_model, write_facts
+from hf_distill.training.config import DistillationConfig
+from hf_distill.training.precomputed import MissingTargetsError
+from hf_distill.training.trainer import DistillationTrainer
+
+
+class Judged(NamedTuple):
+    """What the teachers say of the rows that all are judged on.
+
+    Attributes:
+        each: the logits of each of several teachers, specialists left out.
+        together: those of all of them.
+        labels: of the rows; -100 where one is missing, and where the teacher has no answer.
+    """
+
+    each: list[np.ndarray]
+    together: np.ndarray
+    labels: np.ndarray
+
+
+def judged(stages: Stages, members: Sequence[Member], *, is_asked: bool = False) -> Judged:
+    """Return what the teachers say of the rows judged on.
+
+    If they are to answer beforehand they do so here, for all rows that the first student needs.
+
+    Args:
+        stages: of the run.
+        members: the teachers.
+        is_asked: have them answer all rows beforehand, whatever the recipe says.
+
+    Raises:
+        ValueError: soft targets are missing, or do not fit; see `PrecomputedTrainer.precompute_teacher_logits`.
+    """
+    stage, section = stages.first_student
+    args = stages.arguments_of_first(**({"precompute_teacher_logits": True} if is_asked else {}))
+    role = stages.inputs.judged_role
+    rows = stages.rows(section, role, members)
+    of_training: dict[str, Any] = {}
+    evaluated = {role: rows}
+    is_beforehand = args.precompute_teacher_logits or members[0].answers is not None
+    if is_beforehand and (is_asked or stages.workspace.record(stage) is None):
+        of_training["train_dataset"] = stages.rows(section, "train", members, stages.recipe.data.augment, args)
+        evaluated.setdefault("evaluation", stages.rows(section, "evaluation", members))
+    student = stages.cast.student(section, members)
+    trainer = stages.trainer(section, student, members, args, eval_dataset=evaluated, **of_training)
+    if is_beforehand:
+        _answer(stages, trainer)
+    logits, labels = trainer.predict_with_teacher(rows)
+    assert labels is not None  # data whose rows to judge on have no label are refused
+    # Only now: settings that are made while a trainer is in use reset what it knows of its processes.
+    if is_beforehand and stages.shared is None and PartialState().is_main_process:
+        _note_facts(stages, members, args)
+    together = logits.popitem()[1]  # comes last
+    return Judged(list(logits.values()), together, labels)
+
+
+def known_of(stages: Stages, members: Sequence[Member]) -> list[dict[str, Any]]:
+    """Tell what is known of each teacher; see `teacher_facts`."""
+    if stages.shared is not None:
+        return stages.shared.teachers
+    seeds = stages.seeds()
+    return [
+        facts_of_model(member.section, stages.origins[id(member.section)], member.model, member.seconds)
+        | {"seed": seeds.get(id(member.section))}
+        for member in members
+        if isinstance(member.section, Teacher)
+    ]
+
+
+def let_go(stages: Stages, members: list[Member]) -> list[Member]:
+    """Return the teachers without their models if they have answered beforehand, so that the memory is free.
+
+    One that the first student is made of is loaded again for that. The list that was given is emptied.
+    """
+    if members[0].model is None or not stages.arguments_of_first().precompute_teacher_logits:
+        return members
+    folder = targets_folder(stages)
+    found = [replace(member, model=None, answers=folder) for member in members]
+    members.clear()
+    gc.collect()  # a trainer and what it has held refer to each other
+    return found
+
+
+def targets_folder(stages: Stages) -> Path:
+    """Return where the soft targets of the recipe's teachers are, or will be."""
+    return Path(str(stages.arguments_of_first(precompute_teacher_logits=True).teacher_logits_dir)).expanduser()
+
+
+def _answer(stages: Stages, trainer: DistillationTrainer) -> None:
+    try:
+        trainer.precompute_teacher_logits()
+    except MissingTargetsError as error:
+        if stages.shared is None:
+            raise
+        raise ValueError(stages.shared.missing(error.count, error.total)) from error
+
+
+def _note_facts(stages: Stages, members: Sequence[Member], args: DistillationConfig) -> None:
+    data, (_, section) = stages.recipe.data, stages.first_student
+    write_facts(
+        targets_folder(stages),
+        {
+            "recipe": stages.name,
+            "task": stages.recipe.task,
+            # The key has them in this order, too: specialists come last.
+            "teachers": sorted(known_of(stages, members), key=lambda facts: bool(facts["is_specialist"])),
+            "data": {
+                **stages.data_origin,
+                **{name: getattr(data, name) for name in ("name", "train_split", "eval_split", "test_split")},
+                "max_train_rows": data.max_train_rows,
+                "max_length": stages.inputs.reader(section).max_length,
+                "background": None if stages.recipe.is_text else data.background,
+                "augment": None if data.augment is None else data.augment.model_dump(),
+                "num_rows": {role: len(rows) for role, rows in stages.splits.named().items()},
+            },
+            "seed": args.seed,
+            "views": args.teacher_logits_views,
+        },
+    )

@@ -1,0 +1,148 @@
+"""Join the parts: a recipe goes in, a teacher, a student, a baseline and their results come out."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from hf_distill.evaluation.curves import PLOT
+from hf_distill.evaluation.environment import environment
+from hf_distill.evaluation.measuring import agreement, of_the_same
+from hf_distill.evaluation.results import ModelResult, Results, gap_closed
+from hf_distill.hub.commit import Published
+from hf_distill.hub.destination import Destination
+from hf_distill.hub.push import check_destination
+from hf_distill.hub.readme import licence_in
+from hf_distill.runs.building import Member
+from hf_distill.runs.publish import publish
+from hf_distill.runs.recipe.schema import Hub, Recipe
+from hf_distill.runs.run_card import card_of, write_card
+from hf_distill.runs.stages import Stages, opened, settle_devices
+from hf_distill.runs.teacher_answers import judged, known_of, let_go
+
+
+def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
+    """Run a recipe: teacher, student, baseline, results.
+
+    What is finished in the output folder is kept, and a stage that was stopped goes on at its last checkpoint, with
+    the same final weights as if it had not been. If the student is to be published (`publish_student`, afterwards), it
+    is found out first whether that is possible.
+
+    Args:
+        recipe: what to do.
+        name: the recipe's name, for the results.
+        overwrite: delete a run with other settings in the same output folder.
+
+    Raises:
+        ValueError: something in the data, the models or the output folder is not as it should be, or the student could
+            not be published.
+    """
+    settle_devices(recipe)
+    if recipe.hub is not None and PartialState().is_main_process:
+        check_destination(_destination(recipe.hub))
+    with opened(recipe, name, overwrite=overwrite) as stages:
+        return _results(stages)
+
+
+def publish_student(recipe: Recipe) -> Published | None:
+    """Publish the student of a finished run where its recipe says; None if it says nothing.
+
+    Raises:
+        ValueError: it was not published, and why; the run is whole, and the message has the command that tries again.
+    """
+    if recipe.hub is None:
+        return None
+    folder, to = Path(recipe.output_dir).expanduser(), _destination(recipe.hub)
+    try:
+        return publish(folder, to)
+    except ValueError as error:
+        command = shlex.join(["hf-distill", "push", str(folder), *to.options()])
+        raise ValueError(f"{error}\nthe run is whole, and was not published; to try that again: {command}") from error
+
+
+def _destination(hub: Hub) -> Destination:
+    return Destination(hub.repo_id, private=hub.private, revision=hub.revision, create_pr=hub.create_pr)
+
+
+def _results(stages: Stages) -> Results:
+    """Go through the stages, write results.json and the card."""
+    recipe = stages.recipe
+    about_data = stages.begin(needs_labels=recipe.baseline)
+    members = stages.teachers()
+    said = judged(stages, members)
+    known = known_of(stages, members)
+    teacher = _teacher(stages, known, said.together, said.labels)
+    generalists = [place for place, facts in enumerate(known) if not facts["is_specialist"]]
+    each = {
+        f"teacher-{place + 1}": _teacher(stages, [known[place]], logits, said.labels)
+        for place, logits in zip(generalists, said.each, strict=False)  # one alone is not judged apart
+    }
+    members = let_go(stages, members)
+    students: dict[str, ModelResult] = {}
+    for stage, section in recipe.student_stages().items():
+        model, seconds = stages.trained(stage, section, partial(stages.cast.student, section, members), members)
+        logits, labels = stages.predict(model, section)
+        students[stage] = _measured(stages, model, logits, labels, seconds)
+        if stage != "student":
+            members = [Member(section, model, str(stages.workspace.model_folder(stage)), seconds)]
+    student = students.pop("student")
+    baseline = None
+    if recipe.baseline:
+        section = recipe.student
+        simple, seconds = stages.trained("baseline", section, partial(stages.cast.student, section, members), [])
+        baseline = _measured(stages, simple, stages.predict(simple, section)[0], labels, seconds)
+    first = next(iter(teacher.metrics))
+    results = Results(
+        task=recipe.task,
+        recipe=stages.name,
+        teacher=teacher,
+        student=student,
+        baseline=baseline,
+        agreement=agreement(*of_the_same(logits, labels, said.together, said.labels)),
+        gap_closed=None
+        if baseline is None
+        else gap_closed(*(model.metrics[first] for model in (teacher, student, baseline))),
+        environment=environment(),
+        data=about_data,
+        teachers=each,
+        stages=students,
+        lineage=stages.lineage(model),
+        curves=stages.curves,
+    )
+    if PartialState().is_main_process:
+        folder = stages.workspace.model_folder("student")
+        readme = folder / "README.md"
+        write_card(card_of(recipe, results, license=licence_in(readme)), readme, folder / PLOT)
+        stages.workspace.write_results(results.to_json())
+    return results
+
+
+def _teacher(stages: Stages, known: Sequence[Mapping[str, Any]], logits: np.ndarray, labels: np.ndarray) -> ModelResult:
+    """Measure a teacher, or several together, by what they have said."""
+    counts, sizes, seconds = (
+        [facts[name] for facts in known] for name in ("num_parameters", "num_bytes", "train_seconds")
+    )
+    trained = [each for each in seconds if each is not None]
+    return ModelResult(
+        metrics=stages.metrics(logits, labels),
+        num_parameters=None if None in counts else sum(counts),
+        size_mib=None if None in sizes else round(sum(sizes) / 2**20, 3),
+        train_seconds=round(sum(trained), 3) if trained else None,
+    )
+
+
+def _measured(
+    stages: Stages, model: PreTrainedModel, logits: np.ndarray, labels: np.ndarray, seconds: float
+) -> ModelResult:
+    parameters = list(model.parameters())
+    return ModelResult(
+        metrics=stages.metrics(logits, labels),
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        size_mib=round(sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 2**20, 3),
+        train_seconds=seconds,
+    )

@@ -1,0 +1,1 @@
+"""Soft targets computed once: key, store, fill, look up."""

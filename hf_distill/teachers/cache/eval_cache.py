@@ -1,0 +1,113 @@
+"""What a teacher has said of batches, so that one that comes again, as in each evaluation, is not asked about again."""
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_distill.teachers.source import Teaching
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_SEEDS = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)
+
+
+class Remembered:
+    """Answers to batches, known by all that is in them.
+
+    A teacher is frozen, so what it has said holds as long as its weights are left alone. Batches that hold anything but
+    tensors are not known again.
+
+    Args:
+        max_bytes: of the answers that are kept, in the CPU's memory; from there on the teacher is asked each time.
+    """
+
+    def __init__(self, max_bytes: int = 2**30) -> None:
+        self._answers: dict[Hashable, list[Tensor]] = {}
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+
+    def start(self, teaching: Teaching, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
+        """Begin to ask a teacher, or to fetch what it has said; see `Teaching.start`."""
+        content = content_of(inputs)
+        known = None if content is None else self._answers.get(content)
+        if known is not None:
+            device = next(tensor.device for _, tensor in _tensors("", inputs) if tensor is not None)
+            return lambda: [member.to(device, copy=True) for member in known]
+        pending = teaching.start(inputs)
+
+        def ask() -> list[Tensor]:
+            members = pending()
+            if content is not None:
+                self._keep(content, [member.detach().to("cpu", copy=True) for member in members])
+            return members
+
+        return ask
+
+    def _keep(self, content: Hashable, members: list[Tensor]) -> None:
+        size = sum(member.numel() * member.element_size() for member in members)
+        if self._num_bytes + size <= self._max_bytes:
+            self._answers[content] = members
+            self._num_bytes += size
+
+
+def content_of(inputs: Mapping[str, Any]) -> Hashable | None:
+    """Return what is equal for equal batches alone: names, types, shapes and 128 bits of each tensor's values.
+
+    Args:
+        inputs: tensors, and nested mappings, lists and tuples of them.
+
+    Returns:
+        None if there is no tensor, or something else.
+    """
+    tensors = list(_tensors("", inputs))
+    if not tensors or any(tensor is None for _, tensor in tensors):
+        return None
+    present = [(name, tensor) for name, tensor in tensors if tensor is not None]
+    described = tuple((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in present)
+    on_gpu = [digest_on_device(tensor) for _, tensor in present if tensor.is_cuda]
+    digests = torch.cat(on_gpu).tolist() if on_gpu else []  # one wait for the device
+    return described, tuple(digests), tuple(_digest(tensor) for _, tensor in present if not tensor.is_cuda)
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor | None]]:
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            yield from _tensors(f"{name}.{key}", value[key])
+    elif isinstance(value, list | tuple):
+        for place, each in enumerate(value):
+            yield from _tensors(f"{name}.{place}", each)
+    else:
+        yield name, value if isinstance(value, Tensor) and value.layout is torch.strided else None
+
+
+def _digest(tensor: Tensor) -> bytes:
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(memoryview(values), digest_size=16).digest()  # type: ignore[arg-type]
+
+
+def digest_on_device(tensor: Tensor) -> Tensor:
+    """Return 128 bits of a tensor's values, int64 `(2,)`, where it is: images take longer to fetch than to digest.
+
+    Two sums of the values' bits, each weighted by its place with what looks random, modulo 2^64; those of different
+    values are equal with a probability of about 2^-66 (multilinear hashing, Carter and Wegman 1979).
+    """
+    values = tensor.detach().contiguous().reshape(-1)
+    if values.is_complex():
+        values = torch.view_as_real(values).reshape(-1)
+    # Halves of what is long, for the weights must be longer than what they weigh.
+    words = values.view(_INTEGERS[min(values.element_size(), 4)])
+    places = torch.arange(1, words.numel() + 1, device=words.device)
+    return torch.stack([(words * _scattered(places * _signed(seed))).sum() for seed in _SEEDS])
+
+
+def _scattered(places: Tensor) -> Tensor:
+    """Make 64 bits that look random of each number (the finaliser of SplitMix64, in signed arithmetic)."""
+    places = (places ^ (places >> 30)) * _signed(0xBF58476D1CE4E5B9)
+    places = (places ^ (places >> 27)) * _signed(0x94D049BB133111EB)
+    return places ^ (places >> 31)
+
+
+def _signed(bits: int) -> int:
+    return bits - 2**64 if bits >= 2**63 else bits

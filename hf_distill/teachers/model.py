@@ -1,0 +1,204 @@
+"""A teacher at work: frozen, on its device, answering in the student's labels."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_distill.data.processors import select_positions
+from hf_distill.data.targets import ProblemType
+from hf_distill.teachers.labels import align_labels, names_in_order
+from hf_distill.teachers.loading import forward_parameters, logits_of, unwrapped
+from hf_distill.teachers.placement import place
+from hf_distill.teachers.source import TEACHER_INPUTS
+from hf_distill.teachers.transfer import Transfer
+
+
+class FrozenTeacher:
+    """Logits of a teacher for a student's batches.
+
+    Args:
+        model: the teacher; it is put in evaluation mode, taken out of training, moved to its place (unless it is
+            quantised or dispatched over devices already) and converted to `dtype`, in place.
+        student: the student.
+        label_index: for each label of the student the teacher's logit; None: they are the same.
+        device: the student's device, where the logits are returned.
+        dtype: `float32`, `bfloat16` or `float16`; None and `auto` leave the weights as they are.
+        placement: see `hf_distill.teachers.placement.place`.
+        accelerator: the run's, for a placement that needs it.
+        autocast_dtype: the type of the run's mixed precision, if it has one; used where the teacher lives on another
+            kind of device than the student.
+        view: which of the batch's `teacher_inputs` the teacher reads; None: the student's inputs.
+        compilation: arguments of `torch.compile`; None: the teacher is not compiled.
+
+    Raises:
+        ValueError: the teacher is the student, or shares parameters with it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        student: nn.Module,
+        label_index: Sequence[int] | None = None,
+        *,
+        device: torch.device,
+        dtype: str | None = None,
+        placement: str = "same",
+        accelerator: Any = None,
+        autocast_dtype: torch.dtype | None = None,
+        view: int | None = None,
+        compilation: Mapping[str, Any] | None = None,
+    ) -> None:
+        refuse_own_teacher(model, student)
+        model.eval()
+        model.requires_grad_(False)
+        wanted = None if dtype in (None, "auto") else getattr(torch, dtype)
+        self.device = place(model, placement, device=device, dtype=wanted, accelerator=accelerator, student=student)
+        self.model = model
+        self._forward: Any = model if compilation is None else torch.compile(model, **compilation)
+        self._is_compiled = hasattr(self._forward, "_orig_mod")
+        self.inputs = forward_parameters(model)
+        inputs_of_student = forward_parameters(student)
+        is_alike = view is None and bool(inputs_of_student)
+        self.own_entries = self.inputs - inputs_of_student if is_alike else set()
+        self.view = view
+        self._student_device = device
+        self._autocast_dtype = autocast_dtype if self.device.type != device.type else None
+        self.label_index = None if label_index is None else list(label_index)
+        self._columns = None if label_index is None else torch.tensor(label_index, device=device)
+        self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+    def start(self, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
+        """See `Teaching.start`.
+
+        Args:
+            inputs: a batch. Labels and, unless its `forward` names no input at all, entries that it does not name are
+                left out; floating tensors are converted to the type of its weights.
+        """
+        view = self._view_of(inputs)
+        names = self.inputs or view.keys() - {"labels"}
+        transfer = Transfer(self.device, self._student_device)
+        transfer.start({name: self._converted(value) for name, value in view.items() if name in names})
+        return lambda: [self._run(transfer, view.get("token_positions"))]
+
+    def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
+        """See `Teaching.combine`."""
+        return members[0]
+
+    def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
+        """See `Teaching.judged`."""
+        return {"the teacher": members[0]}
+
+    def mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """See `Teaching.mask`: with tokens of its own, the student's tokens that a token of the teacher's is about."""
+        positions = self._view_of(inputs).get("token_positions")
+        return None if positions is None else positions >= 0
+
+    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Run the teacher, without gradients.
+
+        Returns:
+            `(batch, num_labels)` or `(batch, tokens, num_labels)`, in the student's label order.
+        """
+        return self.start(inputs)()[0]
+
+    def _view_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.view is None:
+            return inputs
+        if TEACHER_INPUTS not in inputs:
+            raise ValueError(
+                f"the batch has no {TEACHER_INPUTS!r}, only {', '.join(inputs)}: the teacher has a processor of its "
+                "own, whose view of the rows the data collator must add (TeacherViews)"
+            )
+        view: Mapping[str, Any] = inputs[TEACHER_INPUTS][self.view]
+        return view
+
+    def _run(self, transfer: Transfer, positions: Tensor | None) -> Tensor:
+        if self.model.training:  # a caller may have set it by way of a parent module
+            self.model.eval()
+        with torch.no_grad(), self._autocast():
+            outputs: Any = self._outputs(transfer.finish())
+            logits = logits_of(outputs)
+            if self._is_compiled:  # into CUDA graphs, its outputs are overwritten when it is run again
+                logits = logits.clone()
+            logits = transfer.back(logits)
+            if self._columns is not None:
+                logits = logits.index_select(-1, self._columns)
+            return logits if positions is None else select_positions(logits, positions)[0]
+
+    def _outputs(self, inputs: Mapping[str, Any]) -> Any:
+        try:
+            return self._forward(**inputs)
+        except ValueError as error:
+            if "padding token" not in str(error):
+                raise
+            raise ValueError(
+                f"the teacher ({type(unwrapped(self.model)).__name__}) finds the end of a text by its pad_token_id, "
+                "and its config has none: pass its tokenizer (processing_class or teacher_processing_class), or set "
+                f"teacher.config.pad_token_id to the one that batches are padded with ({error})"
+            ) from error
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self._autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast_dtype)
+
+    def _converted(self, value: Any) -> Any:
+        if self._dtype is not None and isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(self._dtype)
+        return value
+
+
+def refuse_own_teacher(teacher: nn.Module, student: nn.Module) -> None:
+    """Raise ValueError if freezing the teacher would freeze the student, or parts of it."""
+    taught_by = {parameter.data_ptr() for parameter in teacher.parameters()} - {0}
+    shared = [name for name, parameter in student.named_parameters() if parameter.data_ptr() in taught_by]
+    if teacher is student:
+        what = "is"
+    elif shared:
+        what = f"shares {', '.join(shared[:3])}{' ...' if len(shared) > 3 else ''} with"
+    else:
+        return
+    raise ValueError(
+        f"the teacher {what} the student, so freezing it would freeze the student: pass a copy, "
+        "teacher=copy.deepcopy(model)"
+    )
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse a teacher's logits that are not numbers.
+
+    Raises:
+        ValueError: some are NaN or positive infinity (negative infinity rules a class out).
+    """
+    unusable = logits.isnan() | logits.isposinf()
+    if bool(unusable.any()):
+        raise ValueError(
+            f"the teacher's logits are NaN or infinite in {int(unusable.sum())} of {logits.numel()} places: its "
+            "weights are damaged, or teacher_dtype or the run's mixed precision is too narrow for it (float16 "
+            "overflows above 65504; use bfloat16, bf16=True in the place of fp16=True, or float32)"
+        )
+
+
+def label_index(
+    teacher: nn.Module, student: nn.Module, label_map: Mapping[str, str] | None, problem_type: ProblemType | None
+) -> list[int] | None:
+    """Return for each label of the student the teacher's logit that speaks of it; None: they are the same.
+
+    Raises:
+        ValueError: their labels do not correspond; see `align_labels`.
+    """
+    teacher_config: Any = getattr(teacher, "config", None)
+    student_config: Any = getattr(student, "config", None)
+    if teacher_config is None or student_config is None:
+        return None
+    if problem_type == "regression":
+        if teacher_config.num_labels != student_config.num_labels:
+            raise ValueError(
+                f"the teacher has {teacher_config.num_labels} outputs, the student {student_config.num_labels}: in "
+                "regression both need the same"
+            )
+        return None
+    return align_labels(names_in_order(teacher_config.id2label), names_in_order(student_config.id2label), label_map)

@@ -1,0 +1,1 @@
+"""What a Python user meets: `DistillationTrainer` and the objects that it owns."""

@@ -1,0 +1,285 @@
+"""What a trainer knows of the distillation that it does: the facts of its card."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import datasets
+from torch import nn
+from transformers.trainer_utils import has_length
+
+from hf_distill.evaluation.environment import environment
+from hf_distill.evaluation.results import curve
+from hf_distill.hub.card.lineage import NOWHERE, model_origin
+from hf_distill.hub.card.trainer_card import Training
+from hf_distill.teachers.labels import names_in_order
+from hf_distill.teachers.loading import task_of, unwrapped
+from hf_distill.teachers.specialists import Specialist
+from hf_distill.training.config import DistillationConfig
+
+_HUB_FILE = re.compile(r"hf://datasets/([^@\s]+)@([0-9a-f]{40})/")
+_SHAPE = ("num_hidden_layers", "hidden_size")
+# Settings that say where something is, how it is reported or on what it is computed, and not how the student is made.
+_NOT_OF_THE_STUDENT = re.compile(
+    r"(hub|log|logging|save|eval|dataloader|ddp|trackio|teacher_logits|do|include|fsdp)_.*|log_level|fsdp|deepspeed"
+    r"|output_dir|push_to_hub|disable_tqdm|report_to|run_name|project|use_cpu|debug|resume_from_checkpoint|local_rank"
+    r"|remove_unused_columns|label_names|skip_memory_metrics|prediction_loss_only|batch_eval_metrics|ignore_data_skip"
+    r"|per_device_eval_batch_size|enable_jit_checkpoint|restore_callback_states_from_checkpoint|torch_empty_cache_steps"
+    r"|allow_untrained_teacher|teacher_trust_remote_code"
+)
+
+
+@dataclasses.dataclass
+class Model:
+    """A model that takes part, noted before it is wrapped, sharded or let go.
+
+    Attributes:
+        name: Hub id or folder that it was loaded from, if it was.
+        commit: on the Hub.
+        config: `model_type` and what else describes it.
+        num_parameters: all of them; of an adapter those of its base too.
+        is_adapter: whether it is one, beside its base.
+        specialist: how it is one that knows only some of the labels, None if it is not.
+        is_function: whether it is none, but a function.
+        has_code: whether its code comes with it, and is not in this package.
+    """
+
+    name: str | None
+    commit: str | None
+    config: dict[str, Any]
+    num_parameters: int = 0
+    is_adapter: bool = False
+    specialist: dict[str, Any] | None = None
+    is_function: bool = False
+    has_code: bool = False
+
+    @classmethod
+    def of(cls, model: Any) -> "Model":
+        """Note a model, a specialist or a function."""
+        specialist = None
+        if isinstance(model, Specialist):
+            specialist, model = {"oversampling": model.oversampling, "dustbin": model.dustbin}, model.model
+        if not isinstance(model, nn.Module):
+            return cls(None, None, {"model_type": "function"}, is_function=True)
+        base = unwrapped(model)
+        config = getattr(base, "config", None)
+        shape = {name: getattr(config, name, None) for name in _SHAPE}
+        return cls(
+            name=getattr(config, "_name_or_path", None) or None,
+            commit=getattr(config, "_commit_hash", None),
+            config={
+                "model_type": getattr(config, "model_type", None) or type(base).__name__,
+                **{name: value for name, value in shape.items() if isinstance(value, int)},
+            },
+            num_parameters=sum(map(_count, model.parameters())),
+            is_adapter=hasattr(model, "get_base_model"),
+            specialist=specialist,
+            has_code=bool(getattr(config, "auto_map", None)) and not type(base).__module__.startswith("hf_distill."),
+        )
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """Return what a recipe would say of it."""
+        return {
+            "model": self.name,
+            "config": None if self.name else self.config,
+            "function": self.is_function,
+            "specialist": self.specialist,
+            "training": None,
+            "trust_remote_code": self.has_code,
+        }
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """Return where it comes from; a name without a commit is not taken for one on the Hub."""
+        found = dict(NOWHERE) if self.name is None else model_origin(self.name, self.commit)
+        if found["revision"] is None:
+            found["model"] = None
+        return {**found, **({"adapter": True} if self.is_adapter else {})}
+
+
+@dataclasses.dataclass
+class Lineage:
+    """Who learns from whom.
+
+    Attributes:
+        teachers: models and functions; none if the student learns from labels alone.
+        column: of the data, if that is the teacher.
+        student: the student.
+    """
+
+    teachers: list[Model]
+    column: str | None
+    student: Model
+
+    @classmethod
+    def of(cls, trainer: Any) -> "Lineage":
+        """Note what a new trainer has; later its teacher may be let go, and its student wrapped or sharded."""
+        listed = trainer.teacher if isinstance(trainer.teacher, list) else [trainer.teacher]
+        teachers, column = [Model.of(each) for each in listed if each is not None], None
+        if not teachers and trainer.args.uses_teacher:
+            column = next(iter(trainer._raw_columns), None)
+            if column is None:  # it learns from what a teacher has said in another run
+                known = trainer._soft_targets.key.get("about", {}).get("teachers") or [{}]
+                teachers = [
+                    Model(each.get("name") or None, each.get("commit"), {"model_type": "teacher"}) for each in known
+                ]
+        student = Model.of(trainer.model)
+        if student.commit is None and student.name in [teacher.name for teacher in teachers]:
+            student.name = None  # it was made of some of its teacher's layers
+        return cls(teachers, column, student)
+
+    def teacher_sections(self) -> list[dict[str, Any]]:
+        """Return what a recipe would say of the teachers."""
+        if self.column is not None:
+            return [{"column": self.column, "model": None, "config": None, "specialist": None, "training": None}]
+        return [teacher.section for teacher in self.teachers]
+
+    def origins(self, finetuned_from: str | None, seed: int, dataset: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the lineage as `Results` has it."""
+        teachers = [teacher.origin for teacher in self.teachers] if self.column is None else [dict(NOWHERE)]
+        student = self.student.origin
+        if finetuned_from is not None:
+            student = {**student, **model_origin(finetuned_from)}
+        return {
+            "teachers": [{**origin, "seed": None} for origin in teachers],
+            "student": {**student, "seed": seed, "model_type": self.student.config["model_type"]},
+            "dataset": dataset,
+        }
+
+
+def training_facts(trainer: Any, lineage: Lineage, finetuned_from: str | None) -> Training:
+    """Collect what goes into the card of a trainer's student; a licence may be asked for on the Hub.
+
+    Args:
+        trainer: a DistillationTrainer.
+        lineage: noted when it was new.
+        finetuned_from: what its student started from, if the user says so.
+    """
+    args, state = trainer.args, trainer.state
+    student = trainer._bare_student()
+    config = getattr(student, "config", None)
+    rows = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+    is_ending = state.global_step >= state.max_steps or trainer.control.should_training_stop
+    is_running = trainer.is_in_train and not is_ending
+    step = state.global_step
+    if not trainer.is_in_train and args.load_best_model_at_end and state.best_global_step:
+        step = state.best_global_step
+    evaluations, evaluated_at = _evaluations(trainer, step)
+    section = lineage.student.section
+    if finetuned_from is not None:
+        section = {**section, "model": finetuned_from, "config": None}
+    return Training(
+        task=_task(student),
+        recipe={
+            "teacher": lineage.teacher_sections(),
+            "student": section,
+            "data": {"dataset": None},
+            "training": _settings(args),
+        },
+        lineage=lineage.origins(finetuned_from, args.seed, _data_origin(rows)),
+        data={
+            "label_names": names_in_order(getattr(config, "id2label", None) or {}),
+            "problem_type": trainer._problem_type,
+            "num_channels": getattr(config, "num_channels", 3),
+            "has_processor": _processor(trainer) is not None,
+            "num_train_rows": _length(trainer.train_dataset),
+            "num_eval_rows": _length(trainer.eval_dataset),
+            "split": _split(trainer.eval_dataset),
+        },
+        evaluations=evaluations,
+        evaluated_at=evaluated_at,
+        step=step,
+        last_step=state.max_steps if is_running else state.global_step,
+        is_running=is_running,
+        teacher_quality=None if trainer.teacher_quality is None else str(trainer.teacher_quality),
+        num_parameters=lineage.student.num_parameters,
+        curve=curve(state.log_history),
+        environment=environment(),
+    )
+
+
+def _count(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # the first of one that ZeRO-3 has sharded
+
+
+def _task(student: nn.Module) -> str | None:
+    try:
+        return task_of(student)
+    except ValueError:
+        return None
+
+
+def _settings(args: DistillationConfig) -> dict[str, Any]:
+    """Return the settings of the student's training that are not the defaults."""
+    found = {}
+    for each in dataclasses.fields(args):
+        value = getattr(args, each.name)
+        default = each.default
+        if default is dataclasses.MISSING and each.default_factory is not dataclasses.MISSING:
+            default = each.default_factory()
+        value = getattr(value, "value", value)  # of an enumeration
+        is_plain = isinstance(value, str | int | float | list | dict)
+        if is_plain and value != default and (value or default) and not _NOT_OF_THE_STUDENT.fullmatch(each.name):
+            found[each.name] = value
+    return found
+
+
+def _evaluations(trainer: Any, step: int) -> tuple[dict[str, dict[str, float]], int | None]:
+    """Return the last evaluation of each set, if there is one the last of the weights after a step; and its step."""
+    history = trainer.state.log_history
+    ends = [place for place, entry in enumerate(history) if "train_runtime" in entry]
+    since = [] if trainer.is_in_train or not ends else _found(history[ends[-1] + 1 :])
+    entries = since or _found(history)
+    if not entries:
+        return {}, None
+    steps = [entry["step"] for entry in entries]
+    chosen = step if step in steps else steps[-1]
+    if since:
+        chosen = steps[-1]  # made of the weights that the training has left, whichever they are
+    sets: dict[str, dict[str, float]] = {}
+    names = list(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else []
+    for entry in entries:
+        if entry["step"] != chosen:
+            continue
+        for key, value in entry.items():
+            name = key.removeprefix("eval_")
+            if name != key:
+                of_set = next((each for each in names if name.startswith(f"{each}_")), "")
+                sets.setdefault(of_set, {})[name.removeprefix(f"{of_set}_") if of_set else name] = value
+    return sets, step if since else int(chosen)
+
+
+def _found(history: list[Any]) -> list[dict[str, float]]:
+    evaluations = [entry for entry in history if any(name.startswith("eval_") for name in entry)]
+    return [entry for evaluation in evaluations for entry in curve([evaluation])]
+
+
+def _processor(trainer: Any) -> Any:
+    return trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
+
+
+def _length(rows: Any) -> int | None:
+    if isinstance(rows, dict):
+        lengths = [_length(each) for each in rows.values()]
+        return None if None in lengths else sum(length or 0 for length in lengths)
+    return len(rows) if rows is not None and has_length(rows) else None
+
+
+def _split(rows: Any) -> str | None:
+    split = str(getattr(rows, "split", None) or "")
+    return split if re.fullmatch(r"\w+", split) else None
+
+
+def _data_origin(rows: Any) -> dict[str, Any]:
+    """Return the Hub id and the commit of the files that rows were read from, where `datasets` knows them."""
+    nowhere: dict[str, Any] = {"id": None, "revision": None}
+    if not isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+        return nowhere
+    found = {match.groups() for url in rows.info.download_checksums or {} if (match := _HUB_FILE.match(str(url)))}
+    if len(found) != 1:
+        return nowhere
+    name, commit = found.pop()
+    return {"id": name, "revision": commit, "config": rows.info.config_name}

@@ -1,0 +1,186 @@
+"""What `DistillationTrainer` refuses before it computes anything."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from hf_distill.data.fingerprints import LABEL_COLUMNS
+from hf_distill.data.label_columns import LabelSpace, class_names, is_readable, label_columns, shortened
+from hf_distill.data.targets import ProblemType
+from hf_distill.training.config import DistillationConfig
+
+
+def check_arguments(args: Any) -> None:
+    """Refuse settings of the wrong class, and processes that do not work together.
+
+    Raises:
+        ValueError: the message says what was expected.
+    """
+    if not isinstance(args, DistillationConfig):
+        raise ValueError(
+            f"args must be a DistillationConfig, got {type(args).__name__}: it has the fields of TrainingArguments, "
+            "and alpha and temperature besides"
+        )
+    num_launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if num_launched > 1 and args.world_size == 1:
+        raise ValueError(
+            f"{num_launched} processes were launched, and each would train a whole model on its own: on CPUs set "
+            "use_cpu to true"
+        )
+
+
+def check_label_settings(
+    args: DistillationConfig, compute_loss_func: Callable | None, problem_type: ProblemType | None
+) -> None:
+    """Refuse settings of the label loss that would be lost.
+
+    Raises:
+        ValueError: the message names the setting and what it clashes with.
+    """
+    if not args.uses_labels and (args.label_smoothing_factor or compute_loss_func is not None):
+        raise ValueError(
+            "alpha is 0, so there is no label loss for label_smoothing_factor or compute_loss_func to act on: leave "
+            "them out, or raise alpha"
+        )
+    if not args.label_smoothing_factor:
+        return
+    if compute_loss_func is not None:
+        raise ValueError("label_smoothing_factor and compute_loss_func both define the label loss: set one of them")
+    if problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"label_smoothing_factor spreads a class label over the other classes, {problem_type} has none: set it to 0"
+        )
+
+
+def check_labels(dataset: Any, space: LabelSpace, *, is_usual: bool) -> int | None:
+    """Refuse labels of a data set that the student cannot learn, or that are not clearly its labels.
+
+    Looked at is what is at hand: the columns of any data set that names them, and the labels of a `datasets.Dataset`
+    and of a list. The rest shows in the batches (`LabelCollator`).
+
+    Args:
+        dataset: a data set, or None.
+        space: what the labels may be.
+        is_usual: the collator is one of Transformers', whose columns of labels are known.
+
+    Returns:
+        how many labels there are, missing ones left out; None if that is not known.
+
+    Raises:
+        ValueError: two columns may be the labels, the data number the classes in another order than the student, or
+            labels are none of its classes.
+    """
+    columns = label_columns(dataset) if is_usual else None
+    if columns is None:
+        return None
+    candidates = columns[1]
+    if len(candidates) > 1:
+        raise ValueError(
+            f"the labels are in {candidates[0]!r} or in {candidates[1]!r}, and the data have both columns: remove the "
+            "one that is not meant (dataset.remove_columns), or rename it"
+        )
+    if not candidates:
+        return 0
+    column = candidates[0]
+    if space.are_classes():
+        _check_order(class_names(dataset, column), space, column)
+    return space.check_column(dataset, column) if is_readable(dataset) and len(dataset) else None
+
+
+def _check_order(of_data: Sequence[str], space: LabelSpace, column: str) -> None:
+    """Refuse data that number classes of the same names in another order than the student."""
+    places = {name: space.index_of(name) for name in of_data} if space.names else {}
+    moved = [name for place, name in enumerate(of_data) if places.get(name) not in (None, place)]
+    if moved:
+        mapping = ", ".join(f"{name!r}: {place}" for place, name in enumerate(space.names[:10]))
+        raise ValueError(
+            f"the data number the classes {shortened(of_data)}, the models {shortened(space.names)}: {moved[0]!r} is "
+            f"{list(of_data).index(moved[0])} in the column {column!r} and {places[moved[0]]} for the models. Renumber "
+            f"the data: dataset.align_labels_with_mapping({{{mapping}{', ...' if len(space.names) > 10 else ''}}}, "
+            f"{column!r}). If they have the models' numbers already, and only their names are out of date, drop those: "
+            f"dataset.cast_column({column!r}, datasets.Value('int64'))"
+        )
+
+
+def check_is_labelled(dataset: Any, num_labels: int | None, alpha: float) -> None:
+    """Refuse training data without labels where a part of the loss is theirs.
+
+    Args:
+        dataset: the training data.
+        num_labels: how many labels `check_labels` has found; None: not known.
+        alpha: the largest weight of the label loss, above 0.
+
+    Raises:
+        ValueError: no column holds labels.
+    """
+    columns = label_columns(dataset)
+    if num_labels != 0 or columns is None:
+        return
+    names, candidates = columns
+    if not candidates:
+        raise ValueError(no_labels(alpha, names))
+    warnings.warn(
+        f"alpha is {alpha:g}, and all labels in the column {candidates[0]!r} of the training data are missing: the "
+        "student learns from the teacher alone, which alpha 0 says",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def no_labels(alpha: float, names: Iterable[str]) -> str:
+    """Say that there are no labels for the label loss, among columns or entries of a batch."""
+    return (
+        f"alpha is {alpha:g}, the weight of the label loss, and the training data have no labels: there is no column "
+        f"{' or '.join(LABEL_COLUMNS)} among {', '.join(names)}. Rename the one that holds them "
+        "(dataset.rename_column(..., 'labels')), or set alpha to 0 to learn from the teacher alone"
+    )
+
+
+def check_what_is_kept(args: DistillationConfig, problem_type: ProblemType, num_labels: int | None) -> None:
+    """Refuse to keep a part of the logits where that is no part of a distribution, or no smaller.
+
+    Raises:
+        ValueError: the message says what `teacher_logits_top_k` is for.
+    """
+    count = args.teacher_logits_top_k
+    if count is None:
+        return
+    if problem_type != "single_label_classification":
+        raise ValueError(
+            f"teacher_logits_top_k keeps the likeliest of classes that exclude each other, {problem_type} has none: "
+            "leave it out"
+        )
+    if num_labels is not None and count > num_labels - 2:
+        raise ValueError(
+            f"teacher_logits_top_k is {count}, and of {num_labels} labels at most {num_labels - 2} can be kept with "
+            "anything saved: leave it out"
+        )
+
+
+def warn_of_frozen_head(student: nn.Module) -> None:
+    """Warn of a PEFT student whose classification head is neither trained nor saved."""
+    adapters = getattr(student, "peft_config", None) or {}
+    if not adapters:
+        return
+    base: Any = student.get_base_model()  # type: ignore[operator]
+    encoder = f"{getattr(base, 'base_model_prefix', '')}."
+    num_labels = getattr(getattr(base, "config", None), "num_labels", None)
+    # Of the head the layer of logits, its copy in modules_to_save, and an adapter of it.
+    head = {
+        name: parameter
+        for name, parameter in base.named_parameters()
+        if not name.startswith(encoder) and parameter.dim() and parameter.shape[0] == num_labels
+    }
+    if head and not any(parameter.requires_grad or ".modules_to_save." in name for name, parameter in head.items()):
+        tasks = {getattr(adapter, "task_type", None) for adapter in adapters.values()}
+        task = ", ".join(f"task_type {getattr(each, 'value', each)}" if each else "no task_type" for each in tasks)
+        warnings.warn(
+            f"the student's PEFT adapter ({', '.join(adapters)}) has {task}, so its classification head "
+            f"({next(iter(head))}) is neither trained nor saved: set task_type='SEQ_CLS' (or 'TOKEN_CLS'), or "
+            "modules_to_save, unless that is meant",
+            UserWarning,
+            stacklevel=3,
+        )

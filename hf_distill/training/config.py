@@ -1,0 +1,342 @@
+"""The settings of a distillation run."""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from hf_distill.training.schedules import SCHEDULES, scheduled
+
+TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
+TEACHER_COMBINATIONS = ("arithmetic", "geometric")
+TEACHER_QUANTIZATIONS = ("8bit", "4bit")
+TEACHER_LOGITS_DTYPES = ("float16", "float32")
+SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch_rebalance")
+
+
+@dataclass
+class DistillationConfig(TrainingArguments):
+    """All of `TrainingArguments`, and how a teacher's soft targets are blended with the labels.
+
+    Raises:
+        ValueError: one or more of the settings below is out of range; the message names all of them.
+    """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_label_map"]
+
+    alpha: float = field(
+        default=0.1,
+        metadata={
+            "help": "Weight of the label loss, from 0 to 1; the soft-target loss has the weight 1 - alpha. "
+            "0 learns from the teacher alone and needs no labels, 1 is plain training and never runs the teacher."
+        },
+    )
+    temperature: float = field(
+        default=4.0,
+        metadata={
+            "help": "Divides the logits of teacher and student before the softmax, and multiplies the soft-target "
+            "loss by its square. Above 0; 1 to 20 is usual."
+        },
+    )
+    alpha_end: float | None = field(
+        default=None,
+        metadata={"help": "The value of alpha at the last step; needs a schedule. Unset: alpha stays as it is."},
+    )
+    temperature_end: float | None = field(
+        default=None,
+        metadata={"help": "The temperature at the last step; needs a schedule. Unset: the temperature stays as it is."},
+    )
+    schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How alpha and temperature move from their first to their end values: constant, linear or cosine. "
+            "Evaluation always uses the end values, so that eval_loss is one measure during the whole training."
+        },
+    )
+    teacher_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of each of several teachers (specialists have none), in their order; they are divided by "
+            "their sum. Unset: all count the same."
+        },
+    )
+    teacher_combination: str = field(
+        default="arithmetic",
+        metadata={
+            "help": "Mean of several teachers' probabilities at the temperature in use: arithmetic or geometric."
+        },
+    )
+    teacher_input_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns from which a teacher's own inputs are made by its teacher_processing_class: one text, a "
+            "pair of texts, a list of words, or an image. Unset: the only such column of the data."
+        },
+    )
+    teacher_max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens kept of a text for a teacher with a tokenizer of its own. Unset: the most that it takes."
+        },
+    )
+    teacher_placement: str = field(
+        default="same",
+        metadata={
+            "help": "Where the teacher lives: same (the student's device in each process), cpu, a device such as "
+            "cuda:1, auto (spread over all devices by Accelerate; one process only), or sharded (over all processes, "
+            "by FSDP2 or, in a DeepSpeed run, ZeRO-3)."
+        },
+    )
+    teacher_quantization: str | None = field(
+        default=None,
+        metadata={
+            "help": "Load a teacher that is named by a Hub id or path in 8bit or 4bit (bitsandbytes, on a GPU; "
+            "pip install hf_distill[quant])."
+        },
+    )
+    teacher_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Type of the teacher's weights: float32, bfloat16, float16, or auto (as they were saved). Unset: "
+            "float32 for a teacher named by a Hub id or path, unchanged for a model object. In mixed precision (bf16, "
+            "fp16) it computes as the student does, whatever its weights are."
+        },
+    )
+    teacher_torch_compile: bool = field(
+        default=False,
+        metadata={
+            "help": "Compile the teacher with torch.compile, by torch_compile_backend (unset: inductor) and "
+            "torch_compile_mode; torch_compile is the student's."
+        },
+    )
+    teacher_revision: str | None = field(
+        default=None,
+        metadata={"help": "Branch, tag or commit of a teacher that is named by a Hub id."},
+    )
+    teacher_label_map: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "The teacher's label for each label of the student, where the names differ: "
+            '{"student label": "teacher label"}.'
+        },
+    )
+    precompute_teacher_logits: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the teacher once over the training and evaluation rows before the training, keep what it says "
+            "in teacher_logits_dir, and let it go: the training then costs what the student's alone does. Without a "
+            "teacher, learn from what is kept there."
+        },
+    )
+    teacher_logits_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of what the teacher has said; rows that are in it are not asked about again. Unset: "
+            "_teacher_logits in output_dir."
+        },
+    )
+    teacher_logits_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Type in which logits are kept: float16 or float32. Unset: that of those that are there, else "
+            "float16, float32 for regression."
+        },
+    )
+    teacher_logits_top_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep so many of each row's largest logits, and how much the others have together, which they "
+            "then share evenly. For many labels; how far that is from all of them is measured and logged. Unset: all."
+        },
+    )
+    teacher_logits_views: int | None = field(
+        default=None,
+        metadata={
+            "help": "For training rows that are augmented: keep what the teacher says of so many views of each row. "
+            "Epoch e replays view e modulo this number."
+        },
+    )
+    teacher_logits_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of a batch, in each process, when the teacher is run beforehand. Unset: four times those of "
+            "a training batch."
+        },
+    )
+    train_sampling_strategy: str = field(
+        default="auto",
+        metadata={
+            "help": "How rows become training batches: auto (group_by_length for texts whose lengths are known without "
+            "reading the rows one by one, else random), or one of Trainer's: random, sequential, group_by_length, "
+            "batch_rebalance.",
+            "choices": list(SAMPLING_STRATEGIES),
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave NaN and infinite losses out of the logged mean. It has each step wait for the device, so it "
+            "is off here, unlike in TrainingArguments."
+        },
+    )
+    allow_untrained_teacher: bool = field(
+        default=False,
+        metadata={
+            "help": "Accept a teacher whose head was newly initialised on loading, or whose predictions on the "
+            "evaluation set are no better than chance, or fit its labels in another order; and give no warning of a "
+            "weak one."
+        },
+    )
+    teacher_trust_remote_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the Python code that comes with the teacher, the only one, that is named by a Hub id or path. "
+            "Code of others (a student, a processor of its own name, another repository) is not meant."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Without an accelerator there is nothing to pin memory for, and torch would say so at every data loader.
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
+        self.check_distillation_settings()
+        # `hyperparameter_search` casts a trial's value to the type of the present one.
+        for each in fields(self):
+            if isinstance(each.default, float) or each.name in ("alpha_end", "temperature_end"):
+                value = getattr(self, each.name)
+                setattr(self, each.name, float(value) if type(value) is int else value)
+
+    def check_distillation_settings(self) -> None:
+        """Check the fields that `TrainingArguments` does not have.
+
+        Raises:
+            ValueError: one or more of them are out of range; the message names all.
+        """
+        problems = []
+        for name in ("alpha", "alpha_end"):
+            value = getattr(self, name)
+            if not (value is None and name != "alpha") and not (_is_number(value) and 0 <= value <= 1):
+                problems.append(
+                    f"{name} must be in [0, 1], got {value!r}. It is the weight of the label loss; 0.1 is usual."
+                )
+        for name in ("temperature", "temperature_end"):
+            value = getattr(self, name)
+            if not (value is None and name != "temperature") and not (_is_number(value) and value > 0):
+                problems.append(f"{name} must be > 0, got {value!r}. 1 to 20 is usual.")
+        problems += self._schedule_problems() + self._teacher_problems() + self._precomputing_problems()
+        if self.train_sampling_strategy not in SAMPLING_STRATEGIES:
+            problems.append(
+                f"train_sampling_strategy must be one of {', '.join(SAMPLING_STRATEGIES)}, "
+                f"got {self.train_sampling_strategy!r}."
+            )
+        if self.teacher_dtype is not None and self.teacher_dtype not in TEACHER_DTYPES:
+            problems.append(f"teacher_dtype must be one of {', '.join(TEACHER_DTYPES)}, got {self.teacher_dtype!r}.")
+        if self.teacher_label_map is not None and not isinstance(self.teacher_label_map, dict):
+            problems.append(
+                "teacher_label_map must map each label of the student to one of the teacher, "
+                f"got {self.teacher_label_map!r}."
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Tell whether any step learns from soft targets."""
+        return self.alpha < 1 or (self.alpha_end is not None and self.alpha_end < 1)
+
+    @property
+    def uses_labels(self) -> bool:
+        """Tell whether any step learns from labels."""
+        return self.alpha > 0 or (self.alpha_end is not None and self.alpha_end > 0)
+
+    @property
+    def most_alpha(self) -> float:
+        """Return the largest weight that labels have at any step."""
+        return self.alpha if self.alpha_end is None else max(self.alpha, self.alpha_end)
+
+    @property
+    def last_alpha(self) -> float:
+        """Return alpha at the end of the training, by which evaluation goes."""
+        return self.alpha if self.alpha_end is None else self.alpha_end
+
+    @property
+    def last_temperature(self) -> float:
+        """Return the temperature at the end of the training, by which evaluation goes."""
+        return self.temperature if self.temperature_end is None else self.temperature_end
+
+    def alpha_at(self, step: int, num_steps: int) -> float:
+        """Return alpha at a step of the training, counted from 0."""
+        return scheduled(self.alpha, self.alpha_end, step, num_steps, self.schedule)  # type: ignore[arg-type]
+
+    def temperature_at(self, step: int, num_steps: int) -> float:
+        """Return the temperature at a step of the training, counted from 0."""
+        return scheduled(self.temperature, self.temperature_end, step, num_steps, self.schedule)  # type: ignore[arg-type]
+
+    def _schedule_problems(self) -> list[str]:
+        if self.schedule not in SCHEDULES:
+            return [f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}."]
+        ends = [name for name in ("alpha_end", "temperature_end") if getattr(self, name) is not None]
+        if self.schedule == "constant" and ends:
+            return [f"{ends[0]} has no effect with schedule constant: set schedule to linear or cosine."]
+        if self.schedule != "constant" and not ends:
+            return [f"schedule {self.schedule} has no end value to move to: set alpha_end or temperature_end."]
+        return []
+
+    def _teacher_problems(self) -> list[str]:
+        problems = []
+        weights = self.teacher_weights
+        if weights is not None and not (
+            isinstance(weights, list)
+            and all(_is_number(weight) and weight >= 0 for weight in weights)
+            and sum(weights) > 0
+        ):
+            problems.append(
+                f"teacher_weights must be numbers of at least 0 with a sum above 0, got {weights!r}. Unset, all "
+                "teachers count the same."
+            )
+        length = self.teacher_max_length
+        if length is not None and not (isinstance(length, int) and not isinstance(length, bool) and length > 0):
+            problems.append(f"teacher_max_length must be a whole number > 0, got {length!r}. Unset is all it takes.")
+        if self.teacher_combination not in TEACHER_COMBINATIONS:
+            problems.append(
+                f"teacher_combination must be one of {', '.join(TEACHER_COMBINATIONS)}, "
+                f"got {self.teacher_combination!r}."
+            )
+        if self.teacher_quantization is not None and self.teacher_quantization not in TEACHER_QUANTIZATIONS:
+            problems.append(
+                f"teacher_quantization must be one of {', '.join(TEACHER_QUANTIZATIONS)}, "
+                f"got {self.teacher_quantization!r}."
+            )
+        if self.teacher_torch_compile and self.teacher_placement in ("auto", "sharded"):
+            problems.append(
+                f"teacher_torch_compile does not go with teacher_placement {self.teacher_placement}: leave one out."
+            )
+        if self.teacher_torch_compile and self.teacher_quantization is not None:
+            problems.append("teacher_torch_compile does not go with teacher_quantization: leave one out.")
+        return problems
+
+    def _precomputing_problems(self) -> list[str]:
+        problems = []
+        counts = ("teacher_logits_top_k", "teacher_logits_views", "teacher_logits_batch_size")
+        for name in counts:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+                problems.append(f"{name} must be a whole number > 0, got {value!r}. Unset is usual.")
+        if self.teacher_logits_dtype is not None and self.teacher_logits_dtype not in TEACHER_LOGITS_DTYPES:
+            problems.append(
+                f"teacher_logits_dtype must be {' or '.join(TEACHER_LOGITS_DTYPES)}, got {self.teacher_logits_dtype!r}."
+            )
+        if not self.precompute_teacher_logits:
+            problems += [
+                f"{name} has no effect without precompute_teacher_logits: set that to true, or leave it out."
+                for name in ("teacher_logits_dir", "teacher_logits_dtype", *counts)
+                if getattr(self, name) is not None
+            ]
+        return problems
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Pure functions of tensors: one value for each row or token."""

@@ -1,0 +1,322 @@
+"""A `Trainer` that publishes its student with a card of how it was distilled."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, ModelCard
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.utils import PushInProgress, logging
+
+from hf_distill.evaluation.curves import PLOT, student_curves
+from hf_distill.hub.card.trainer_card import Stated, Training, licence_lines, trainer_card
+from hf_distill.hub.destination import Destination
+from hf_distill.hub.files import README, Outgoing
+from hf_distill.hub.readme import merge, read_readme, users_licence
+from hf_distill.hub.reconciling import marked
+from hf_distill.hub.snapshots import (
+    Snapshot,
+    checkpoint_files,
+    delete_staged,
+    make_repository,
+    push,
+    stage,
+    student_files,
+)
+from hf_distill.training.card_info import Lineage, training_facts
+from hf_distill.training.precomputed import PrecomputedTrainer
+
+logger = logging.get_logger(__name__)
+
+_LAST_CHECKPOINT = "last-checkpoint"
+
+
+class PublishedTrainer(PrecomputedTrainer):
+    """`PrecomputedTrainer`, whose model card says how the student was distilled, and whose pushes are whole.
+
+    What differs from `Trainer`:
+
+    - README.md belongs to the user: the card is a marked section of it, and the rest stays as it is, here and on the
+      Hub, where somebody may have written in it meanwhile. Each push writes the card, those of a training too.
+    - A push is one commit, so that nobody ever loads weights of one step with the config, or the checkpoint, of
+      another. With `hub_strategy` checkpoint or all_checkpoints, the student and its checkpoint are in the same one.
+    - Pushed are the files that make the student (safetensors, JSON, texts, and pictures for README.md): no logs, and no
+      pickles. Of a checkpoint all is pushed that the training needs to go on; among it are the states of the optimizer,
+      the schedule and the random numbers, pickles that `Trainer` loads as plain tensors (`weights_only`).
+    - training_args.bin is never pushed, and one that is on the Hub is removed: nothing reads it, it runs code where
+      somebody loads it, and it holds this machine's folders. The local one holds no token.
+    - Keys in a text, and paths and names of this machine in one that is not README.md, stop a push.
+    - What goes wrong with a push in the background is logged as a warning, and the training goes on.
+    - A private repository that turns out to be there already, and public, is refused.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._stated: dict[str, Any] = {}
+        self._card: Callable[[str | None], ModelCard] | None = None
+        self._objections: set[str] = set()
+        self._pushes: ThreadPoolExecutor | None = None
+        super().__init__(*args, **kwargs)
+        self._lineage = Lineage.of(self)
+
+    # ---- The card ----
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write the card of the student, as far as it is trained, into README.md of the output folder.
+
+        Text and metadata of the user's in README.md stay. What was said in an earlier call holds until it is said
+        otherwise, so that the pushes of a training say it too. The picture of the training lies beside the card.
+
+        Args:
+            language: of the data, such as `en`. It, and all that follows but the names and the licence, may be several.
+            license: by the Hub's identifier; by default that of what the student was made from, if it is known. One
+                that the user has set in README.md stays.
+            tags: beside `knowledge-distillation`, `distillation` and `generated_from_trainer`.
+            model_name: the title; by default the name of the repository or of the output folder.
+            finetuned_from: what the student's weights started from; by default what its config says.
+            tasks: the Hub's names; by default that of the student's class.
+            dataset_tags: Hub ids of the data sets; by default the one that the rows are known to come from.
+            dataset: their names.
+            dataset_args: their configurations. With a data set and an evaluation, the card has a model-index.
+
+        Raises:
+            ValueError: README.md cannot be read, or its marks are broken; nothing is written then.
+        """
+        if not self.is_world_process_zero():
+            return
+        said = {
+            "language": language,
+            "license": license,
+            "tags": tags,
+            "model_name": model_name,
+            "finetuned_from": finetuned_from,
+            "tasks": tasks,
+            "dataset_tags": dataset_tags,
+            "dataset": dataset,
+            "dataset_args": dataset_args,
+        }
+        self._stated |= {name: value for name, value in said.items() if value is not None}
+        words = {"model_name": self._model_name(), **self._stated}
+        training = training_facts(self, self._lineage, words.pop("finetuned_from", None))
+        stated = Stated(**words)
+        picture = student_curves(training.curve, training.metric)
+        repo_id = self.hub_model_id or self.args.hub_model_id or ""
+        self._card = partial(
+            _card, training, stated, repo_id if "/" in repo_id else None, None if picture is None else PLOT
+        )
+        self._write_card(self._card, picture)
+        for line in sorted(set(licence_lines(training, stated)) - self._objections):
+            logger.warning(line)
+            self._objections.add(line)
+
+    def _write_card(self, card: Callable[[str | None], ModelCard], picture: bytes | None) -> None:
+        folder = Path(self.args.output_dir)
+        readme = folder / README
+        existing = None if self._is_made_by_peft(readme) else read_readme(readme)
+        licence, wanted = users_licence(existing), self._stated.get("license")
+        if None not in (licence, wanted) and licence != wanted:
+            logger.warning(f"{readme} states the license {licence}, which stays: change it there to have {wanted}")
+        text = merge(existing, marked(card(licence), existing, is_shared=False))
+        folder.mkdir(parents=True, exist_ok=True)
+        readme.write_bytes(text.encode())
+        if picture is None:
+            (folder / PLOT).unlink(missing_ok=True)
+        else:
+            (folder / PLOT).write_bytes(picture)
+
+    def _model_name(self) -> str:
+        named = self.hub_model_id or self.args.hub_model_id
+        return named.split("/")[-1] if named else Path(self.args.output_dir).absolute().name
+
+    def _is_made_by_peft(self, readme: Path) -> bool:
+        """Tell whether a README.md is the form that PEFT lays beside an adapter, in which nobody has written."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "create_or_update_model_card") or not readme.is_file():
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            model.create_or_update_model_card(folder)
+            return (Path(folder) / README).read_bytes() == readme.read_bytes()
+
+    # ---- Saving ----
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the student as `Trainer` does; a README.md there stays as it is, and no file holds the token."""
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if folder.resolve() == Path(self.args.output_dir).resolve():
+            self._finish_current_push()  # it may be reading what is written now
+        with _kept(folder / README, is_writer=self.args.should_save), _without_token(self.args):
+            super().save_model(output_dir, _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    # ---- Pushing ----
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository that the student goes to, if there is none.
+
+        Args:
+            token: the user's, by default `args.hub_token`, or that of the last login.
+            private: whether it is made private, by default `args.hub_private_repo`.
+
+        Raises:
+            ValueError: the Hub did not make it, or it is public and should be private; the message has the remedy.
+        """
+        if not self.is_world_process_zero():
+            return
+        named = self.args.hub_model_id
+        self.hub_model_id = make_repository(
+            Path(self.args.output_dir).absolute().name if named is None else named,
+            private=private if private is not None else self.args.hub_private_repo,
+            token=token if token is not None else self.args.hub_token,
+        )
+        self.push_in_progress: PushInProgress | None = None
+        delete_staged(Path(self.args.output_dir))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Push the student and its processor with a card, in one commit, to `args.hub_model_id`.
+
+        The card is that of `create_model_card`, in README.md of the output folder and of the repository: what users
+        have written in either stays, and is in both afterwards.
+
+        Args:
+            commit_message: its title.
+            blocking: wait until it is done; if not, what goes wrong is raised by `result()` of what is returned.
+            token: the user's, by default `args.hub_token`, or that of the last login.
+            revision: the branch, made if it is not there; by default `args.hub_revision`, or main.
+            private: whether a repository that is made now is private, by default `args.hub_private_repo`.
+            **kwargs: for `create_model_card`.
+
+        Returns:
+            the commit, or what comes to hold it; None in all processes but the main one.
+
+        Raises:
+            ValueError: there is something in the files that must not be published, or the Hub did not take them; the
+                message has the remedy. The output folder holds the student in any case.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token if token is not None else self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        tags = kwargs.pop("tags", None) or []
+        tags = [*([tags] if isinstance(tags, str) else tags), *(getattr(self.model, "model_tags", None) or [])]
+        self._renew_card(tags=tags or None, **kwargs)
+        folder = Path(self.args.output_dir)
+        files = student_files(folder, left_out=[self._folder])
+        snapshot = self._snapshot(commit_message or "End of training", files)
+        job = partial(push, snapshot, self._branch(revision), token)
+        return job() if blocking else self._in_background(partial(_warned, job, snapshot.title))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Push the student of a checkpoint that was saved just now, and the checkpoint if `hub_strategy` says so."""
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if is_busy and not self.args.hub_always_push:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        by_step = self.args.save_strategy == SaveStrategy.STEPS
+        place = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch or 0)}"
+        title, output, replaced = f"Training in progress, {place}", Path(self.args.output_dir), ""
+        try:
+            self._renew_card()
+            staged = stage(Path(checkpoint_folder), output)
+        except (ValueError, OSError) as error:
+            logger.warning(f"the push {title!r} failed: {error}")
+            return
+        files = student_files(staged)
+        files += [Outgoing(PLOT, (output / PLOT).read_bytes())] if (output / PLOT).is_file() else []
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            replaced = _LAST_CHECKPOINT if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
+            files += checkpoint_files(staged, replaced)
+        snapshot = self._snapshot(title, files, replaced)
+        job = partial(push, snapshot, self._branch(None), self.args.hub_token)
+        self._in_background(partial(_warned, job, title, staged))
+
+    def _renew_card(self, **kwargs: Any) -> None:
+        # Through the public method, as in the parent: a subclass may write another card, which then goes out as it is.
+        self._card = None
+        name = kwargs.pop("model_name", None) or self._stated.get("model_name") or self._model_name()
+        self.create_model_card(model_name=name, **kwargs)
+
+    def _snapshot(self, title: str, files: Sequence[Outgoing], replaced: str = "") -> Snapshot:
+        names = getattr(self._student_config, "id2label", None) or {}
+        words = {word for name in names.values() for word in str(name).split()}
+        return Snapshot(title, files, Path(self.args.output_dir) / README, self._card, replaced, words)
+
+    def _branch(self, revision: str | None) -> Destination:
+        assert self.hub_model_id is not None
+        return Destination(self.hub_model_id, revision=revision if revision is not None else self.args.hub_revision)
+
+    def _in_background(self, job: Callable[[], Any]) -> Future[Any]:
+        if self._pushes is None:
+            self._pushes = ThreadPoolExecutor(max_workers=1)  # one after the other
+        future = self._pushes.submit(job)
+        if self.push_in_progress is None or self.push_in_progress.is_done():
+            self.push_in_progress = PushInProgress([future])
+        else:
+            self.push_in_progress.jobs.append(future)
+        return future
+
+
+def _card(training: Training, stated: Stated, repo_id: str | None, plot: str | None, license: str | None) -> ModelCard:
+    return trainer_card(training, stated, repo_id=repo_id, plot=plot, license=license)
+
+
+def _warned(job: Callable[[], CommitInfo], title: str, staged: Path | None = None) -> CommitInfo:
+    """Push, and say what went wrong: perhaps nobody asks a push in the background how it went."""
+    try:
+        return job()
+    except Exception as error:
+        logger.warning(f"the push {title!r} failed: {error}", exc_info=not isinstance(error, ValueError))
+        raise
+    finally:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def _kept(readme: Path, *, is_writer: bool) -> Iterator[None]:
+    """Keep a README.md as it is: PEFT writes into one that it finds beside the adapters that it saves."""
+    before = readme.read_bytes() if is_writer and readme.is_file() else None
+    try:
+        yield
+    finally:
+        if before is not None and readme.read_bytes() != before:
+            readme.write_bytes(before)
+
+
+@contextmanager
+def _without_token(args: Any) -> Iterator[None]:
+    """Take the token out of the settings while they are pickled beside the weights."""
+    token, args.hub_token = args.hub_token, None
+    try:
+        yield
+    finally:
+        args.hub_token = token

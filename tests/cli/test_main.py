@@ -1,0 +1,327 @@
+"""The command line: what it prints, and that a user's mistake is a line to read and costs nothing."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import tiny
+import yaml
+from PIL import Image
+
+from hf_distill import __version__
+from hf_distill.cli import main as cli
+from hf_distill.runs.recipe.reading import bundled_recipes
+
+ONE_STEP = {"use_cpu": True, "max_steps": 1, "disable_tqdm": True, "report_to": "none"}
+ENTRY_POINT = [sys.executable, "-m", "hf_distill"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return a function that runs the command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hf-distill", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+def save_model(folder: str, label_names: tuple[str, ...] = ("neg", "pos")) -> None:
+    names = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+    tiny.bert(**names).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+
+
+def write_rows(path: str, *labels) -> None:
+    Path(path).parent.mkdir(exist_ok=True)
+    name = Path(path).stem  # no text is in two splits
+    rows = [{"text": f"a {'good' if i % 2 else 'bad'} {name}", "label": label} for i, label in enumerate(labels)]
+    Path(path).write_text("\n".join(map(json.dumps, rows)))
+
+
+def write_text_recipe(name: str = "x.yaml", **changes) -> dict:
+    recipe = {
+        "task": "text-classification",
+        "data": {"path": "data"},
+        "teacher": {"model": "teacher"},
+        "student": {"from_teacher": {"layers": [0]}},
+        "baseline": False,
+        "training": {**ONE_STEP, "allow_untrained_teacher": True},
+        "output_dir": "out",
+        **changes,
+    }
+    Path(name).write_text(yaml.safe_dump(recipe))
+    return recipe
+
+
+@pytest.fixture
+def text_run(monkeypatch, tmp_path_factory):
+    """Lay out a small text recipe, x.yaml, with its ready teacher and data."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    save_model("teacher")
+    for split in ("train", "validation"):
+        write_rows(f"data/{split}.jsonl", *["neg", "pos"] * 8)
+    write_text_recipe()
+
+
+def files_below(folder: str) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+class TestEntryPoint:
+    def test_help_waits_for_no_library_of_the_training(self):
+        """An import at the top of the command line makes every command wait for torch."""
+        printed = subprocess.run([*ENTRY_POINT, "--help"], capture_output=True, text=True, check=True).stdout
+        assert all(command in printed for command in ("train", "check", "recipes"))
+        slow = ["torch", "transformers", "datasets", "accelerate", "evaluate", "peft", "huggingface_hub", "safetensors"]
+        slow += ["numpy", "pyarrow", "pandas", "PIL", "sklearn", "scipy", "matplotlib"]
+        for arguments in (["--help"], ["recipes", "list"]):
+            code = f"import sys; sys.argv = ['hf-distill', *{arguments}]; from hf_distill.cli.main import main\n"
+            code += f"try: main()\nexcept SystemExit: sys.exit(', '.join(set({slow}) & set(sys.modules)) or 0)"
+            subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+    def test_a_mistake_ends_the_real_program_with_two_and_one_line(self):
+        """An exit code of 0 lets a script go on, a traceback hides the line."""
+        Path("x.yaml").write_text("task: poetry\n")
+        ended = subprocess.run([*ENTRY_POINT, "train", "nowhere.yaml"], capture_output=True, text=True, check=False)
+        assert ended.returncode == 2
+        assert ended.stdout == ""
+        assert ended.stderr.startswith(
+            "error: nowhere.yaml: there is no such file; recipes that come with the package: "
+        )
+        assert ended.stderr.count("\n") == 1
+
+    def test_a_run_of_the_real_program_prints_a_table_and_writes_the_results(self, text_run):
+        """The parts work and the program does not."""
+        environment = {**os.environ, "HF_DATASETS_CACHE": str(Path("cache").resolve())}
+        ended = subprocess.run(
+            [*ENTRY_POINT, "train", "x.yaml", "training.temperature=2e0", "data.eval_split=train"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        assert ended.returncode == 0, ended.stderr
+        lines = ended.stdout.splitlines()
+        assert any(line.split()[:3] == ["model", "accuracy", "f1"] for line in lines)
+        assert any(line.split()[:1] == ["student"] for line in lines)
+        assert lines[-1] == "The student is in out/student, all results in results.json beside it."
+        assert "Traceback" not in ended.stderr
+        warning = "warning: data: 16 of the 16 rows of the evaluation split (data.eval_split: train) have inputs that "
+        assert len([line for line in ended.stderr.splitlines() if line.startswith(warning)]) == 1
+        assert "UserWarning" not in ended.stderr
+        assert json.loads(Path("out/results.json").read_text())["recipe"] == "x"
+        assert yaml.safe_load(Path("out/recipe.yaml").read_text())["training"]["temperature"] == 2.0
+
+
+@pytest.mark.parametrize("student", [{"from_teacher": {"layers": [1]}}, {"model": "teacher"}])
+def test_a_ready_teacher_with_other_names_for_the_labels_in_another_order(run, text_run, student):
+    """The map is the teacher's: applied to the student as well, it stops the run after the training."""
+    save_model("other", ("+", "-"))
+    training = {**ONE_STEP, "allow_untrained_teacher": True, "teacher_label_map": {"neg": "-", "pos": "+"}}
+    write_text_recipe(teacher={"model": "other"}, student=student, training=training)
+    code, _, err = run("train", "x.yaml")
+    assert code == 0, err
+    found = json.loads(Path("out/student/config.json").read_text())["id2label"]
+    assert found == ({"0": "neg", "1": "pos"} if "model" in student else {"0": "pos", "1": "neg"})
+
+
+class TestCommands:
+    def test_version(self, run):
+        """A version that is not the package's."""
+        assert run("--version") == (0, f"hf-distill {__version__}\n", "")
+
+    def test_recipes_list_names_each_with_what_it_shows(self, run):
+        """A recipe that nobody finds."""
+        for arguments in (("recipes", "list"), ("recipes",)):
+            code, out, _ = run(*arguments)
+            assert code == 0
+            assert [line.split()[0] for line in out.splitlines()] == list(bundled_recipes())
+            assert all(len(line.split()) > 4 for line in out.splitlines())
+
+    def test_recipes_copy_copies_and_never_replaces(self, run):
+        """Changes to an earlier copy would be lost."""
+        code, out, _ = run("recipes", "copy", "vision/digits", "mine/recipes")
+        copy = Path("mine/recipes/digits.yaml")
+        assert (code, out) == (0, f"{copy}\n")
+        assert copy.read_text() == bundled_recipes()["vision/digits"].read_text()
+        copy.write_text("changed")
+        code, _, err = run("recipes", "copy", "vision/digits.yaml", "mine/recipes")
+        assert code == 2
+        assert err.startswith("error: mine/recipes/digits.yaml exists already: remove it")
+        assert copy.read_text() == "changed"
+
+    def test_recipes_copy_of_what_is_not_there_or_to_where_it_cannot_be(self, run):
+        """A file named as the folder would be taken for one."""
+        code, _, err = run("recipes", "copy", "vision/digit", "mine")
+        assert code == 2
+        assert err.startswith("error: there is no recipe 'vision/digit'; there are ")
+        assert not Path("mine").exists()
+        Path("file").write_text("mine")
+        code, _, err = run("recipes", "copy", "vision/digits", "file")
+        assert code == 2
+        assert err.startswith("error: file is a file: name a folder")
+        code, _, err = run("recipes", "copy", "vision/digits", "file/below")
+        assert code == 2
+        assert err.startswith("error: file/below: Not a directory")
+
+    def test_check_prints_the_plan_and_writes_nothing(self, run, text_run):
+        """A check that makes the folder that it checks."""
+        before = files_below(".")
+        code, out, err = run("check", "x.yaml", "training.temperature=2.0", "output_dir=elsewhere")
+        assert (code, err) == (0, "")
+        for part in ("text-classification", "teacher, ready", "temperature 2.0", "accuracy, f1", "elsewhere, new"):
+            assert part in out
+        assert files_below(".") == before
+        assert not Path("elsewhere").exists()
+
+    def test_check_of_a_recipe_with_problems_shows_all_of_them(self, run, text_run):
+        """One start of the program for each problem."""
+        code, out, err = run("check", "x.yaml", "training.alpha=2", "training.temperature=-1", "nope=1")
+        assert (code, out) == (2, "")
+        assert [line.split(": ")[2] for line in err.splitlines()] == ["nope", "training.alpha", "training.temperature"]
+
+
+class TestBadInput:
+    def refused(self, run, *arguments: str) -> list[str]:
+        """Run `train` with a mistake and return its lines, having seen to all that goes for every mistake."""
+        before = files_below(".")
+        code, printed, err = run("train", *arguments)
+        lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+        assert code == 2
+        assert printed == ""
+        assert 1 <= len(lines) <= 2
+        assert "Traceback" not in err
+        assert all(len(line) < 400 for line in lines)
+        assert files_below(".") == before
+        return [line.removeprefix("error: ") for line in lines]
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("trainin.alpha=0.3", "x.yaml: trainin: unknown key; did you mean training?"),
+            ("training.temperature=-1", "x.yaml: training.temperature: must be > 0, got -1. 1 to 20 is usual."),
+            (
+                "training.alpha=2",
+                "x.yaml: training.alpha: must be in [0, 1], got 2. It is the weight of the label loss",
+            ),
+            (
+                "training={learning_rate: 3e-4}",
+                "x.yaml: training.learning_rate: expected a valid number, got '3e-4' as",
+            ),
+            (
+                "training.per_device_train_batch_size=0",
+                "x.yaml: training.per_device_train_batch_size: must be > 0, got",
+            ),
+            ("data.path=nowhere", "data: cannot read nowhere: there is no such file or folder"),
+            ("data.text_column=sentence", "data.text_column: the data have no column 'sentence', only text, label"),
+            ("data.label_column=gold", "data.label_column: the data have no column 'gold', only text, label"),
+            ("data.eval_split=dev", "data.eval_split: the data have no split 'dev', only train, validation"),
+            ("data.train_split=train[:0]", "data.train_split: split 'train[:0]' has no rows, train has 16"),
+            ("teacher.model=nowhere", "cannot load the teacher 'nowhere': "),
+            ("student.model=nowhere", "cannot load the model 'nowhere': "),
+            ("student.config={model_type: brt}", "config.model_type 'brt' is not one that Transformers knows"),
+            ("student.from_teacher.layers=[7]", "from_teacher.layers must name some of the teacher's layers 0 to 1"),
+            ("metrics=[acuracy]", "x.yaml: metrics.0: acuracy is Python code of others (on the Hub, in the Space "),
+            ("output_dir=x.yaml", "output_dir: cannot write to x.yaml: File exists. Choose another folder."),
+            (
+                "output_dir=x.yaml/run",
+                "output_dir: cannot write to x.yaml/run: Not a directory. Choose another folder.",
+            ),
+        ],
+    )
+    def test_a_wrong_setting_is_named_and_nothing_is_written(self, run, text_run, override, message):
+        """Found out after hours, in a traceback, or with a half-filled folder that refuses the corrected recipe."""
+        (line,) = self.refused(run, "x.yaml", override)
+        assert line.startswith(message)
+        assert not Path("out").exists()
+
+    @pytest.mark.parametrize("name", ["nowhere.yaml", "vision/digit"])
+    def test_a_recipe_that_is_not_there(self, run, name):
+        """The remedy: the names of those that there are."""
+        (line,) = self.refused(run, name)
+        assert line.startswith(f"{name}: there is no such file; recipes that come with the package: ")
+
+    @pytest.mark.parametrize("student", [{"from_teacher": {"layers": [0]}}, {"model": "teacher"}])
+    def test_a_ready_teacher_with_another_number_of_labels(self, run, text_run, student):
+        """Its soft targets are of other classes."""
+        save_model("three", ("neg", "pos", "mixed"))
+        write_text_recipe(teacher={"model": "three"}, student=student)
+        (line,) = self.refused(run, "x.yaml")
+        assert line.startswith("the teacher has 3 labels, the student 2. Teacher: ['neg', 'pos', 'mixed']; student: ")
+        assert "teacher_label_map" in line
+        assert not Path("out").exists()
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (["neg", "1"] * 8, "data.label_column 'label' mixes numbers (1) and text (neg): make them one"),
+            (["neg", 1] * 8, "data.label_column 'label' holds values of several types ('neg', 1): expected one label"),
+            ([0.5, 0.7] * 8, "data.label_column 'label' holds float64: expected one label in each row"),
+            (
+                ["neg"] * 16,
+                "data.label_column 'label' has too few classes in the train split (neg): a classifier needs",
+            ),
+        ],
+    )
+    def test_labels_that_no_classifier_has(self, run, text_run, labels, message):
+        """A class that is none."""
+        for split in ("train", "validation"):
+            write_rows(f"data/{split}.jsonl", *labels)
+        (line,) = self.refused(run, "x.yaml")
+        assert line.startswith(message)
+
+    def test_a_file_of_data_that_cannot_be_read(self, run, text_run):
+        """A traceback of pyarrow."""
+        Path("x.parquet").write_bytes(b"no parquet")
+        (line,) = self.refused(run, "x.yaml", "data.path=x.parquet")
+        assert line.startswith("data: cannot read x.parquet: Parquet magic bytes not found")
+
+    def test_an_image_that_cannot_be_read(self, run, monkeypatch, tmp_path_factory):
+        """Found out in the middle of the first epoch, with no word about which image it is."""
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        for number, name in enumerate(("train/cat/1", "train/dog/2", "train/dog/3", "test/cat/4", "test/dog/5")):
+            Path(f"images/{name}.png").parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(f"images/{name}.png")
+        whole = Path("images/train/dog/3.png").read_bytes()
+        Path("images/train/dog/3.png").write_bytes(whole[:40])
+        shape = {"model_type": "hf_distill_mlp", "image_size": 8, "num_channels": 3, "hidden_sizes": [4]}
+        write_text_recipe(
+            task="image-classification",
+            data={"path": "images"},
+            teacher={"config": shape, "training": ONE_STEP},
+            student={"config": shape},
+        )
+        (line,) = self.refused(run, "x.yaml")
+        assert line.startswith("data: the image in row 2 (")
+        assert "images/train/dog/3.png) of the train split cannot be read: " in line
+        assert not Path("out").exists()
+
+    def test_a_folder_with_another_run_and_a_mistake_in_the_new_recipe(self, run, text_run):
+        """`--overwrite` with a mistake in the recipe would cost the old run."""
+        assert run("train", "x.yaml")[0] == 0
+        (line,) = self.refused(run, "x.yaml", "training.temperature=8.0")
+        assert line.startswith("output_dir: out holds a run with other settings (training.temperature: 'unset' -> 8.0)")
+        (line,) = self.refused(run, "x.yaml", "data.text_column=sentence", "--overwrite")
+        assert line.startswith("data.text_column: the data have no column 'sentence'")
+        (line,) = self.refused(run, "x.yaml", "student.from_teacher.layers=[7]", "--overwrite")
+        assert line.startswith("from_teacher.layers")
+
+    def test_debug_shows_where_it_happened_and_is_mentioned_without(self, run, text_run):
+        """Without it nobody can report a bug, and nobody knows of it."""
+        mistake = "data.text_column=sentence"
+        code, _, err = run("train", "x.yaml", mistake, "--debug")
+        assert code == 2
+        assert "Traceback (most recent call last)" in err
+        assert "find_columns" in err
+        assert err.splitlines()[-1].startswith("error: data.text_column: ")
+        assert run("train", "x.yaml", mistake)[2].splitlines()[-1] == "(--debug shows where it happened)"
