@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_distill.training.answering import AnsweringTrainer
+from hf_distill.teachers.cache.cache import SoftTargetCache
 
 TARGETS = "out/_teacher_logits"
 
@@ -19,11 +19,11 @@ def recipe_file(recipe: dict[str, Any], name: str = "recipe.yaml") -> Path:
 
 def asked_about(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Count in `total` the rows that a teacher is asked about from now on, whatever for."""
-    count, ask = SimpleNamespace(total=0), AnsweringTrainer._ask
+    count, run_teacher = SimpleNamespace(total=0), SoftTargetCache._run_teacher
 
-    def counting(trainer: AnsweringTrainer, inputs: dict[str, Any]) -> Any:
-        count.total += len(next(iter(inputs.values())))
-        return ask(trainer, inputs)
+    def counting(cache: SoftTargetCache, run: Any, batch: dict[str, Any]) -> Any:
+        count.total += len(next(iter(batch.values())))
+        return run_teacher(cache, run, batch)
 
-    monkeypatch.setattr(AnsweringTrainer, "_ask", counting)
+    monkeypatch.setattr(SoftTargetCache, "_run_teacher", counting)
     return count

@@ -188,8 +188,3 @@ def _classes_in(rows: Dataset) -> set[int]:
     if pa.types.is_list(column.type):
         column = pc.list_flatten(column)
     return set(column.unique().to_pylist()) - {MISSING_LABEL}
-
-
-def split_words(split: str | float, train: str) -> str:
-    """Name a split, which may be a fraction of the training split."""
-    return split if isinstance(split, str) else f"a held-out {100 * split:g}% of {train}"

@@ -13,6 +13,7 @@ from hf_distill.data.targets import ProblemType, label_mask
 
 # An AUC of 0.7, a rank correlation of 0.4: this share of the way from chance to a ranking without an error.
 _USEFUL = 0.4
+_MOST_CLASSES_TO_ORDER = 3000  # finding the best order takes the cube of their number
 _MAX_ENTRIES = 2**23  # of rows times labels that are ranked; more would sharpen nothing
 
 
@@ -260,6 +261,11 @@ def _standard_error(ranks: Tensor, true: Tensor, counts: Tensor) -> float:
     """Return that of the sum of `ranks * true` over shuffled rows; ties in the ranks count as none, to be safe."""
     lengths = (counts * (counts + 1) / 12).sqrt()
     directions = F.normalize(ranks, dim=0)
+    if len(ranks) < ranks.shape[1]:  # many classes: the same sum over pairs of rows
+        alike = ((directions * lengths) @ true.T).square().sum()
+        constant = ~ranks.any(dim=0)  # a column that is always the same still counts as going with itself
+        alike += (lengths[constant].square() * true[:, constant].square().sum(dim=0)).sum()
+        return math.sqrt(float(alike))
     cosines = (directions.T @ directions).fill_diagonal_(1.0)
     return math.sqrt(max(float((lengths[:, None] * lengths * cosines * (true.T @ true)).sum()), 0.0))
 
@@ -268,6 +274,8 @@ def _better_order(agreement: Tensor) -> list[int]:
     """Return for each class the label that it agrees with, each once; its own if nothing speaks for another."""
     from scipy.optimize import linear_sum_assignment
 
+    if len(agreement) > _MOST_CLASSES_TO_ORDER:
+        return list(range(len(agreement)))
     _, labels = linear_sum_assignment((agreement + 1e-9 * torch.eye(len(agreement))).numpy(), maximize=True)
     return [int(label) for label in labels]
 

@@ -13,8 +13,8 @@ from hf_distill.runs.building import Member
 from hf_distill.runs.recipe.schema import Teacher
 from hf_distill.runs.stages import Stages
 from hf_distill.runs.teacher_info import facts_of_model, write_facts
+from hf_distill.teachers.cache.lookup import MissingTargetsError
 from hf_distill.training.config import DistillationConfig
-from hf_distill.training.precomputed import MissingTargetsError
 from hf_distill.training.trainer import DistillationTrainer
 
 

@@ -1,24 +1,33 @@
-"""From what a user names as teacher to a teacher at work."""
+"""From what a user names as teacher to a source of soft targets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import has_length
 
-from hf_distill.data.processors import difference, load_processor, most_tokens, refuse_mismatch
+from hf_distill.data.processors import refuse_mismatch
+from hf_distill.data.target_columns import SoftTargetColumns
 from hf_distill.data.targets import PROBLEM_TYPES, ProblemType
 from hf_distill.teachers.ensemble import check_weights
-from hf_distill.teachers.external import SOFT_TARGET_COLUMNS, CallableTeacher, ColumnTeacher
+from hf_distill.teachers.external import (
+    SOFT_TARGET_COLUMNS,
+    TeacherColumn,
+    TeacherFunction,
+    fingerprint_of,
+    refuse_empty_column,
+)
 from hf_distill.teachers.labels import has_generic_names, names_in_order
 from hf_distill.teachers.loading import load_teacher, task_of, unwrapped
-from hf_distill.teachers.model import FrozenTeacher, label_index, refuse_own_teacher
+from hf_distill.teachers.model import TeacherModel, label_index, refuse_own_teacher
 from hf_distill.teachers.placement import check_placement, is_quantized, loading_options
-from hf_distill.teachers.several import SeveralTeachers, SpecialistAtWork
-from hf_distill.teachers.source import Teaching
-from hf_distill.teachers.specialists import Specialist, specialist_columns
+from hf_distill.teachers.several import TeacherEnsemble
+from hf_distill.teachers.source import SoftTargetSource
+from hf_distill.teachers.specialists import Specialist, model_of, specialist_columns
+from hf_distill.teachers.views import Views, view_collator, views_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,125 @@ class Circumstances:
     accelerator: Any
 
 
-def members_of(teacher: Any, columns: Sequence[str]) -> Any:
+@dataclass
+class BuiltTeacher:
+    """A teacher that is ready to teach.
+
+    Attributes:
+        teacher: what is left of what was given: a model, a list of models and specialists, a function, or None.
+        source: its soft targets.
+        problem_type: what the configs state or imply; None leaves it to the first labels.
+        views: which inputs its members read.
+        raw_columns: columns of the data that only it needs.
+        collator: the student's, and what makes of the rows that which only the teacher reads.
+        devices: of the models that were given, before they were moved.
+    """
+
+    teacher: Any
+    source: SoftTargetSource
+    problem_type: ProblemType | None
+    views: Views
+    raw_columns: list[str]
+    collator: Any
+    devices: list[tuple[nn.Module, torch.device]]
+
+    def release(self, placement: str) -> None:
+        """Move the models that were given back to where they came from."""
+        for model, device in self.devices:
+            is_spread = getattr(model, "hf_device_map", None) is not None
+            if placement != "sharded" and not is_spread and not is_quantized(model):
+                model.to(device)
+        self.devices = []
+        clear_device_cache()
+
+
+def build_teacher(
+    teacher: Any,
+    args: Any,
+    circumstances: Circumstances,
+    *,
+    processing_class: Any,
+    columns: Sequence[str],
+    dataset: Any,
+    collator: Any,
+    is_token_level: bool,
+) -> BuiltTeacher:
+    """Load, freeze and place what was given as teacher, and find out what it reads of the data.
+
+    Args:
+        teacher: as for `DistillationTrainer`.
+        args: a DistillationConfig.
+        circumstances: of the run.
+        processing_class: the teacher's; for several teachers one for all, or a list with one or None for each.
+        columns: of the data, as far as they are known.
+        dataset: the training data; None if there are none.
+        collator: the student's.
+        is_token_level: each token has a label.
+
+    Raises:
+        ValueError: the teacher cannot teach this student.
+    """
+    if teacher is None and not columns and dataset is not None:
+        rows = iter(dataset)  # of a stream that does not know them, unless it can be read but once
+        first = None if iter(dataset) is rows else next(rows, None)
+        columns = list(first) if isinstance(first, Mapping) else []
+    given = [model_of(member) for member in (teacher if isinstance(teacher, list | tuple) else [teacher])]
+    devices = []
+    if args.precompute_teacher_logits:
+        devices = [(model, next(model.parameters()).device) for model in given if isinstance(model, nn.Module)]
+    if processing_class is None and (args.teacher_input_columns or args.teacher_max_length):
+        raise ValueError(
+            "teacher_input_columns and teacher_max_length are for a teacher with inputs of its own: pass its "
+            "teacher_processing_class, or leave them out"
+        )
+    members = parse_teachers(teacher, columns)
+    if isinstance(members, list):
+        members = load_members(members, args, circumstances)
+    listed = members if isinstance(members, list) else []
+    problem_type = stated_problem_type(circumstances.student, listed, is_token_level)
+    views = views_of(members, processing_class, circumstances.processing_class, columns)
+    source = build_source(members, args, circumstances, problem_type, views)
+    raw_columns: list[str] = []
+    if views.processors:
+        collator = view_collator(
+            collator,
+            views,
+            args=args,
+            dataset=dataset,
+            student_processor=circumstances.processing_class,
+            token_level=is_token_level,
+        )
+        raw_columns = list(collator.columns)
+    elif isinstance(members, str):
+        raw_columns = [members]
+        refuse_empty_column(dataset, members)
+        num_labels: Any = getattr(getattr(circumstances.student, "config", None), "num_labels", None)
+        collator = SoftTargetColumns(collator, members, num_labels, token_level=is_token_level)
+    if args.precompute_teacher_logits:
+        _check_can_be_cached(source)
+    left = None if isinstance(members, str) else members[0] if len(listed) == 1 else members
+    return BuiltTeacher(left, source, problem_type, views, raw_columns, collator, devices)
+
+
+def _check_can_be_cached(source: SoftTargetSource) -> None:
+    if isinstance(source, TeacherColumn):
+        raise ValueError(
+            f"precompute_teacher_logits: the data have soft targets already, in {source.column}: leave it out"
+        )
+    if isinstance(source, TeacherFunction):
+        fingerprint_of(source.function)  # refuses one that cannot be told from another
+
+
+def column_names(dataset: Any) -> list[str]:
+    """Name the columns of a data set as far as they are known; an empty list if they are not."""
+    names = getattr(dataset, "column_names", None)
+    if names is None and hasattr(dataset, "__getitem__") and has_length(dataset) and len(dataset):
+        first = dataset[0]
+        names = list(first) if isinstance(first, Mapping) else None
+    return list(names or [])
+
+
+def parse_teachers(teacher: Any, columns: Sequence[str]) -> Any:
     """Look at what was given as teacher, and refuse what is none.
 
     Args:
@@ -111,7 +238,7 @@ def load_members(members: Sequence[Any], args: Any, circumstances: Circumstances
             f"teacher_trust_remote_code is consent for the code of one teacher, and there are {len(members)}: load "
             "those that come with code by from_pretrained(..., trust_remote_code=True), and pass them as models"
         )
-    sources = [_model_of(member) for member in members]
+    sources = [model_of(member) for member in members]
     for source in sources:
         check_placement(
             args.teacher_placement,
@@ -161,7 +288,7 @@ def stated_problem_type(student: nn.Module, members: Sequence[Any], is_token_lev
     """
     models = {"student": student}
     for place, member in enumerate(members):
-        models["teacher" if len(members) == 1 else f"teacher {place + 1}"] = _model_of(member)
+        models["teacher" if len(members) == 1 else f"teacher {place + 1}"] = model_of(member)
     stated = {side: getattr(getattr(model, "config", None), "problem_type", None) for side, model in models.items()}
     found = {value for value in stated.values() if value is not None}
     if len(found) > 1:
@@ -177,99 +304,17 @@ def stated_problem_type(student: nn.Module, members: Sequence[Any], is_token_lev
     return problem_type  # type: ignore[return-value]  # one of PROBLEM_TYPES
 
 
-@dataclass(frozen=True)
-class Views:
-    """Which inputs the members read.
-
-    Attributes:
-        processors: those that make views of their own of a row.
-        of_members: for each member, the place of its processor among them; None: it reads the student's inputs.
-        max_lengths: for each processor, the most tokens that its teachers take; None: any number, or no tokens.
-        are_stated: for each member, whether its processor was given; if not, it is looked for to be compared.
-    """
-
-    processors: list[Any]
-    of_members: list[int | None]
-    max_lengths: list[int | None]
-    are_stated: list[bool]
-
-
-def views_of(members: Any, processing_classes: Any, student_processor: Any, columns: Sequence[str] = ()) -> Views:
-    """Find out which teachers need a view of their own: those whose processor reads a row in another way.
-
-    Args:
-        members: as for `put_to_work`.
-        processing_classes: None, one processor for all members, or a list with one or None for each.
-        student_processor: the student's, None if it is not known.
-        columns: of the data, which may hold what the student's processor leaves out.
-
-    Raises:
-        ValueError: the list has another length, or the teacher is no model that reads inputs.
-    """
-    if not isinstance(members, list):
-        if processing_classes is not None:
-            raise ValueError(
-                "teacher_processing_class makes the inputs of a model, and the teacher is none: leave it out"
-            )
-        return Views([], [], [], [])
-    count = len(members)
-    given = processing_classes if isinstance(processing_classes, list | tuple) else [processing_classes] * count
-    if len(given) != count:
-        raise ValueError(
-            f"teacher_processing_class has {len(given)} entries for {count} teachers: give one (or None) for each, or "
-            "a single one for all"
-        )
-    given = [_processor(each) for each in given]
-    processors: list[Any] = []
-    of_members: list[int | None] = []
-    for processor in given:
-        if processor is None or _reads_alike(student_processor, processor, columns):
-            of_members.append(None)
-            continue
-        if not any(processor is known for known in processors):
-            processors.append(processor)
-        of_members.append(next(place for place, known in enumerate(processors) if known is processor))
-    limits: list[list[int]] = [[] for _ in processors]
-    for member, view in zip(members, of_members, strict=True):
-        if view is not None and isinstance(processors[view], PreTrainedTokenizerBase):
-            limit = most_tokens(getattr(_model_of(member), "config", None), processors[view])
-            limits[view] += [] if limit is None else [limit]
-    most = [min(each, default=None) for each in limits]
-    return Views(processors, of_members, most, [processor is not None for processor in given])
-
-
-def _reads_alike(student_processor: Any, processor: Any, columns: Sequence[str]) -> bool:
-    if student_processor is None or difference(student_processor, processor) is not None:
-        return False
-    # Of two texts DistilBERT's tokenizer does not say where the second begins, which BERT must know.
-    segments = "token_type_ids"
-    names = [getattr(each, "model_input_names", []) for each in (student_processor, processor)]
-    return not (segments in names[1] and segments not in names[0] and segments not in columns)
-
-
-def _processor(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    processor = load_processor(given)
-    if processor is None:
-        raise ValueError(
-            f"teacher_processing_class: there is no tokenizer or image processor in {given!r}, or none without code of "
-            "its own: load that one by from_pretrained, and pass it"
-        )
-    return processor
-
-
-def put_to_work(
+def build_source(
     members: Any,
     args: Any,
     circumstances: Circumstances,
     problem_type: ProblemType | None,
     views: Views,
-) -> Teaching:
+) -> SoftTargetSource:
     """Freeze and place the teachers, and align their labels with the student's.
 
     Args:
-        members: what `members_of` and `load_members` have returned.
+        members: what `parse_teachers` and `load_members` have returned.
         args: a DistillationConfig.
         circumstances: of the run.
         problem_type: the kind of target, if it is known.
@@ -285,24 +330,24 @@ def put_to_work(
             if getattr(args, name) not in (None, "arithmetic"):
                 raise ValueError(f"{name} is for several teachers, and there is one: leave it out")
     if isinstance(members, str):
-        return ColumnTeacher(members, num_labels, circumstances.device)
+        return TeacherColumn(members, num_labels, circumstances.device)
     if not isinstance(members, list):
-        return CallableTeacher(members, num_labels, circumstances.device)
-    generalists: list[FrozenTeacher] = []
-    specialists: list[SpecialistAtWork] = []
+        return TeacherFunction(members, num_labels, circumstances.device)
+    generalists: list[TeacherModel] = []
+    specialists: list[tuple[TeacherModel, list[int], float]] = []
     is_alone = len(members) == 1
     check_weights(args.teacher_weights, sum(not isinstance(member, Specialist) for member in members))
     for place, (member, view) in enumerate(zip(members, views.of_members, strict=True)):
         try:
             if not views.are_stated[place]:
-                _check_inputs(_model_of(member), args, circumstances)
+                _check_inputs(model_of(member), args, circumstances)
             _give_padding_token(
-                _model_of(member), circumstances.processing_class if view is None else views.processors[view]
+                model_of(member), circumstances.processing_class if view is None else views.processors[view]
             )
             if isinstance(member, Specialist):
                 index, classes = _specialist_index(member, circumstances.student)
-                at_work = _frozen(member.model, index, args, circumstances, view)
-                specialists.append(SpecialistAtWork(at_work, classes, member.oversampling))
+                model = _frozen(member.model, index, args, circumstances, view)
+                specialists.append((model, classes, member.oversampling))
             else:
                 aligned = _generalist_index(member, args, circumstances.student, problem_type, is_alone)
                 generalists.append(_frozen(member, aligned, args, circumstances, view))
@@ -312,7 +357,7 @@ def put_to_work(
             raise ValueError(f"teacher {place + 1} of {len(members)}: {error}") from error
     if is_alone and generalists:
         return generalists[0]
-    return SeveralTeachers(generalists, specialists, weights=args.teacher_weights, combination=args.teacher_combination)
+    return TeacherEnsemble(generalists, specialists, weights=args.teacher_weights, kind=args.teacher_combination)
 
 
 def _check_inputs(model: nn.Module, args: Any, circumstances: Circumstances) -> None:
@@ -333,14 +378,10 @@ def _give_padding_token(model: nn.Module, tokenizer: Any) -> None:
         config.pad_token_id = padding
 
 
-def _model_of(member: Any) -> Any:
-    return member.model if isinstance(member, Specialist) else member
-
-
 def _frozen(
     model: nn.Module, index: Sequence[int] | None, args: Any, circumstances: Circumstances, view: int | None
-) -> FrozenTeacher:
-    return FrozenTeacher(
+) -> TeacherModel:
+    return TeacherModel(
         model,
         circumstances.student,
         index,
@@ -381,14 +422,14 @@ def _specialist_index(member: Specialist, student: nn.Module) -> tuple[list[int]
     return specialist_columns(theirs, all_names, member.dustbin)
 
 
-def class_names(student: nn.Module, teaching: Teaching | None) -> list[str]:
+def class_names(student: nn.Module, source: SoftTargetSource | None) -> list[str]:
     """Name the classes in the order of the student's logits: as it does or, if it has no names, as a teacher does."""
     names = _label_names(student) or []
     if not has_generic_names(names):
         return names
-    members = teaching.generalists if isinstance(teaching, SeveralTeachers) else [teaching]
+    members = source.generalists if isinstance(source, TeacherEnsemble) else [source]
     for member in members:
-        if not isinstance(member, FrozenTeacher):
+        if not isinstance(member, TeacherModel):
             continue
         theirs = _label_names(unwrapped(member.model)) or []
         if not has_generic_names(theirs):

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from hf_distill.data.targets import ProblemType
+from hf_distill.teachers.source import SoftTargetSource, TeacherOutput
 
 SOFT_TARGET_COLUMNS = ("teacher_logits", "teacher_probs")
 
 
-class CallableTeacher:
+class TeacherFunction(SoftTargetSource):
     """A function from a batch to logits.
 
     Args:
@@ -24,30 +25,15 @@ class CallableTeacher:
     """
 
     def __init__(self, function: Callable[[dict[str, Any]], Tensor], num_labels: int | None, device: torch.device):
-        self.own_entries: set[str] = set()
         self.function = function
         self._num_labels = num_labels
         self._device = device
 
-    def start(self, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
-        """See `Teaching.start`; the function is called when the logits are asked for."""
-        without_labels = {name: value for name, value in inputs.items() if name != "labels"}
-        return lambda: [self._checked(self._call(without_labels))]
-
-    def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
-        """See `Teaching.combine`."""
-        return members[0]
-
-    def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
-        """See `Teaching.judged`."""
-        return {"the teacher": members[0]}
-
-    def mask(self, inputs: Mapping[str, Any]) -> None:
-        """See `Teaching.mask`: every row has soft targets."""
-
-    def _call(self, inputs: dict[str, Any]) -> Any:
+    def __call__(self, batch: Mapping[str, Any]) -> TeacherOutput:
+        """Call the function, without gradients, with all of a batch but the labels."""
         with torch.no_grad():
-            return self.function(inputs)
+            logits = self.function({name: value for name, value in batch.items() if name != "labels"})
+        return TeacherOutput([self._checked(logits)])
 
     def _checked(self, logits: Any) -> Tensor:
         expected = f"a tensor of shape (batch, {self._num_labels or 'num_labels'}), for tokens (batch, tokens, ...)"
@@ -59,7 +45,7 @@ class CallableTeacher:
         return logits.detach().to(self._device)
 
 
-class ColumnTeacher:
+class TeacherColumn(SoftTargetSource):
     """Soft targets that come with the data: a column `teacher_logits` or `teacher_probs`.
 
     A row that has none (its entry is null or NaN) learns from its label alone.
@@ -77,26 +63,25 @@ class ColumnTeacher:
         if column not in SOFT_TARGET_COLUMNS:
             raise ValueError(f"a column of soft targets is {' or '.join(SOFT_TARGET_COLUMNS)}, got {column!r}")
         self.column = column
-        self.own_entries = {column}
+        self.batch_keys = frozenset({column})
         self._num_labels = num_labels
         self._device = device
 
-    def start(self, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
-        """See `Teaching.start`.
+    def __call__(self, batch: Mapping[str, Any]) -> TeacherOutput:
+        """Return the column's values.
 
         Raises:
             ValueError: the batch lacks the column, or has another number of labels in it.
         """
-        values = self._values(inputs)
-        return lambda: [values]
+        return TeacherOutput([self._values(batch)])
 
-    def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
-        """See `Teaching.combine`; rows without soft targets have zeros.
+    def combine(self, output: TeacherOutput, temperature: float, problem_type: ProblemType) -> Tensor:
+        """Make logits of the values; rows without soft targets have zeros.
 
         Raises:
             ValueError: some numbers of a row are missing, or are no probabilities.
         """
-        values = members[0]
+        values = output.logits[0]
         missing = values.isnan().all(-1, keepdim=True)
         if bool((values.isnan() & ~missing).any()):
             raise ValueError(f"{self.column} has NaN beside numbers in a row: give all of them, or none")
@@ -104,13 +89,13 @@ class ColumnTeacher:
             values = _logits_of(values.masked_fill(missing, 1 / values.shape[-1]), problem_type)
         return values.masked_fill(missing, 0.0)
 
-    def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
-        """See `Teaching.judged`."""
-        return {f"the column {self.column}": self.combine(members, 1.0, problem_type)}
+    def by_teacher(self, output: TeacherOutput, problem_type: ProblemType) -> dict[str, Tensor]:
+        """Return the logits by the column's name."""
+        return {f"the column {self.column}": self.combine(output, 1.0, problem_type)}
 
-    def mask(self, inputs: Mapping[str, Any]) -> Tensor:
-        """See `Teaching.mask`: rows or tokens whose values are there."""
-        return ~self._values(inputs).isnan().all(-1)
+    def mask(self, batch: Mapping[str, Any]) -> Tensor:
+        """Tell which rows or tokens have values."""
+        return ~self._values(batch).isnan().all(-1)
 
     def _values(self, inputs: Mapping[str, Any]) -> Tensor:
         values = inputs.get(self.column)
@@ -157,3 +142,15 @@ def _logits_of(probabilities: Tensor, problem_type: ProblemType) -> Tensor:
             "name the column teacher_logits"
         )
     return probabilities.log()
+
+
+def fingerprint_of(function: Any) -> str:
+    """Return what tells a teacher function from another one, its attribute `fingerprint`."""
+    fingerprint = getattr(function, "fingerprint", None)
+    if not isinstance(fingerprint, str) or not fingerprint:
+        raise ValueError(
+            "precompute_teacher_logits: the teacher is a function, and nothing tells it from another one: give it an "
+            "attribute fingerprint, a string that changes whenever its answers do, or leave precompute_teacher_logits "
+            "out"
+        )
+    return fingerprint

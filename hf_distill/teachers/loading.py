@@ -3,10 +3,10 @@
 import contextlib
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as deepspeed_integration
 
@@ -48,7 +48,7 @@ def load_teacher(
                 **source_options(name_or_path, revision, trust_remote_code),
                 **options,
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = first_line(error, consent="trust_remote_code (in Python teacher_trust_remote_code)")
         raise ValueError(f"cannot load the teacher {name_or_path!r} for {task}: {reason}") from error
     untrained = sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"]))
@@ -84,23 +84,6 @@ def forward_parameters(model: nn.Module) -> set[str]:
     parameters = inspect.signature(unwrapped(model).forward).parameters.values()
     named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return named - {"labels"}
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """Return a classifier's logits, whichever form of output it has.
-
-    Raises:
-        ValueError: the output names its parts, and none of them is the logits.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, Mapping) and "logits" not in outputs:
-        raise ValueError(
-            f"a classifier's output has logits, this model's has {', '.join(outputs)}: take a model with a "
-            "classification head"
-        )
-    logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
-    return logits
 
 
 @contextlib.contextmanager

@@ -1,22 +1,22 @@
-"""A teacher at work: frozen, on its device, answering in the student's labels."""
+"""A teacher that is a model: frozen, on its device, with its logits in the student's label order."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from hf_distill.data.processors import select_positions
 from hf_distill.data.targets import ProblemType
 from hf_distill.teachers.labels import align_labels, names_in_order
-from hf_distill.teachers.loading import forward_parameters, logits_of, unwrapped
+from hf_distill.teachers.loading import forward_parameters, unwrapped
 from hf_distill.teachers.placement import place
-from hf_distill.teachers.source import TEACHER_INPUTS
-from hf_distill.teachers.transfer import Transfer
+from hf_distill.teachers.source import TEACHER_INPUTS, SoftTargetSource, TeacherOutput, logits_of
 
 
-class FrozenTeacher:
+class TeacherModel(SoftTargetSource):
     """Logits of a teacher for a student's batches.
 
     Args:
@@ -62,7 +62,9 @@ class FrozenTeacher:
         self.inputs = forward_parameters(model)
         inputs_of_student = forward_parameters(student)
         is_alike = view is None and bool(inputs_of_student)
-        self.own_entries = self.inputs - inputs_of_student if is_alike else set()
+        self.batch_keys = frozenset(self.inputs - inputs_of_student if is_alike else ())
+        # Parts of a teacher that is split over processes must be run by all of them, whatever each remembers.
+        self.can_be_remembered = placement != "sharded"
         self.view = view
         self._student_device = device
         self._autocast_dtype = autocast_dtype if self.device.type != device.type else None
@@ -70,39 +72,22 @@ class FrozenTeacher:
         self._columns = None if label_index is None else torch.tensor(label_index, device=device)
         self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
-    def start(self, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
-        """See `Teaching.start`.
-
-        Args:
-            inputs: a batch. Labels and, unless its `forward` names no input at all, entries that it does not name are
-                left out; floating tensors are converted to the type of its weights.
-        """
-        view = self._view_of(inputs)
-        names = self.inputs or view.keys() - {"labels"}
-        transfer = Transfer(self.device, self._student_device)
-        transfer.start({name: self._converted(value) for name, value in view.items() if name in names})
-        return lambda: [self._run(transfer, view.get("token_positions"))]
-
-    def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
-        """See `Teaching.combine`."""
-        return members[0]
-
-    def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
-        """See `Teaching.judged`."""
-        return {"the teacher": members[0]}
-
-    def mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """See `Teaching.mask`: with tokens of its own, the student's tokens that a token of the teacher's is about."""
-        positions = self._view_of(inputs).get("token_positions")
-        return None if positions is None else positions >= 0
-
-    def logits(self, inputs: Mapping[str, Any]) -> Tensor:
+    def __call__(self, batch: Mapping[str, Any]) -> TeacherOutput:
         """Run the teacher, without gradients.
 
-        Returns:
-            `(batch, num_labels)` or `(batch, tokens, num_labels)`, in the student's label order.
+        Args:
+            batch: labels and, unless its `forward` names no input at all, entries that it does not name are left out;
+                floating tensors are converted to the type of its weights.
         """
-        return self.start(inputs)()[0]
+        view = self._view_of(batch)
+        names = self.inputs or view.keys() - {"labels"}
+        inputs = {name: self._converted(value) for name, value in view.items() if name in names}
+        return TeacherOutput([self._run(send_to_device(inputs, self.device), view.get("token_positions"))])
+
+    def mask(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Tell which tokens of the student a token of the teacher's, if it has tokens of its own, corresponds to."""
+        positions = self._view_of(batch).get("token_positions")
+        return None if positions is None else positions >= 0
 
     def _view_of(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         if self.view is None:
@@ -115,15 +100,14 @@ class FrozenTeacher:
         view: Mapping[str, Any] = inputs[TEACHER_INPUTS][self.view]
         return view
 
-    def _run(self, transfer: Transfer, positions: Tensor | None) -> Tensor:
+    def _run(self, inputs: Mapping[str, Any], positions: Tensor | None) -> Tensor:
         if self.model.training:  # a caller may have set it by way of a parent module
             self.model.eval()
         with torch.no_grad(), self._autocast():
-            outputs: Any = self._outputs(transfer.finish())
-            logits = logits_of(outputs)
+            logits = logits_of(self._outputs(inputs))
             if self._is_compiled:  # into CUDA graphs, its outputs are overwritten when it is run again
                 logits = logits.clone()
-            logits = transfer.back(logits)
+            logits = logits.to(self._student_device)
             if self._columns is not None:
                 logits = logits.index_select(-1, self._columns)
             return logits if positions is None else select_positions(logits, positions)[0]
@@ -165,21 +149,6 @@ def refuse_own_teacher(teacher: nn.Module, student: nn.Module) -> None:
         f"the teacher {what} the student, so freezing it would freeze the student: pass a copy, "
         "teacher=copy.deepcopy(model)"
     )
-
-
-def check_logits(logits: Tensor) -> None:
-    """Refuse a teacher's logits that are not numbers.
-
-    Raises:
-        ValueError: some are NaN or positive infinity (negative infinity rules a class out).
-    """
-    unusable = logits.isnan() | logits.isposinf()
-    if bool(unusable.any()):
-        raise ValueError(
-            f"the teacher's logits are NaN or infinite in {int(unusable.sum())} of {logits.numel()} places: its "
-            "weights are damaged, or teacher_dtype or the run's mixed precision is too narrow for it (float16 "
-            "overflows above 65504; use bfloat16, bf16=True in the place of fp16=True, or float32)"
-        )
 
 
 def label_index(

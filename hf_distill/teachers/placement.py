@@ -191,7 +191,7 @@ def _on_meta(source: str, task: str, *, revision: str | None, trust_remote_code:
         config = AutoConfig.from_pretrained(source, **source_options(source, revision, trust_remote_code))
         with torch.device("meta"):
             model: nn.Module = AUTO_CLASSES[task].from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"cannot load the teacher {source!r} for {task}: {first_line(error)}") from error
     return model
 

@@ -1,29 +1,23 @@
-"""Several teachers at work as one: an ensemble, and specialists beside it."""
+"""Several teachers as one: an ensemble, and specialists beside it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from hf_distill.data.targets import ProblemType
 from hf_distill.teachers.ensemble import check_weights, combine_logits
-from hf_distill.teachers.model import FrozenTeacher
+from hf_distill.teachers.model import TeacherModel
+from hf_distill.teachers.source import SoftTargetSource, TeacherOutput
 from hf_distill.teachers.specialists import combine_specialists, corrected_dustbin
 
 
 @dataclass(frozen=True)
-class SpecialistAtWork:
-    """A specialist, whose logits end with the dustbin's, and the student's classes that the others speak of."""
-
-    teacher: FrozenTeacher
-    classes: list[int]
-    oversampling: float
-
-
-@dataclass(frozen=True)
-class Panel:
-    """How what several teachers say becomes one set of soft targets; it needs no models.
+class Combination:
+    """How the logits of several teachers become one set of soft targets; it needs no models.
 
     Attributes:
         num_generalists: how many of the members know all labels; they come first.
@@ -38,10 +32,10 @@ class Panel:
     combination: Literal["arithmetic", "geometric"]
 
     def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
-        """See `Teaching.combine`.
+        """Make one teacher's logits of the members', at the temperature at which the soft targets will be taken.
 
         Raises:
-            ValueError: specialists are asked about something other than one class of several.
+            ValueError: there are specialists, and the problem is something other than one class of several.
         """
         generalists, specialists = members[: self.num_generalists], members[self.num_generalists :]
         if len(generalists) == 1:
@@ -58,8 +52,8 @@ class Panel:
         ]
         return combine_specialists(together, corrected, [classes for classes, _ in self.specialists], temperature)
 
-    def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
-        """See `Teaching.judged`: each generalist, and all together."""
+    def by_teacher(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
+        """Return the logits of each generalist, and of all together."""
         count = self.num_generalists
         each = {f"teacher {place + 1} of {count}": members[place] for place in range(count)}
         if count == 1:  # with specialists beside it
@@ -67,14 +61,16 @@ class Panel:
         return {**each, "all teachers together": self.combine(members, 1.0, problem_type)}
 
 
-class SeveralTeachers:
+class TeacherEnsemble(SoftTargetSource):
     """One set of soft targets from several teachers.
 
     Args:
         generalists: teachers that know all labels; the mean of their probabilities counts.
-        specialists: teachers of some of the classes, which correct that mean where it speaks of their classes.
+        specialists: teachers of some of the classes, whose logits end with the dustbin's. They correct that mean where
+            it is about their classes. Each comes with the student's classes that its other logits are about, and its
+            oversampling.
         weights: of the generalists; None: all the same.
-        combination: the kind of mean, `arithmetic` or `geometric`.
+        kind: of the mean, `arithmetic` or `geometric`.
 
     Raises:
         ValueError: the weights do not fit, or there are specialists alone.
@@ -85,51 +81,40 @@ class SeveralTeachers:
 
     def __init__(
         self,
-        generalists: Sequence[FrozenTeacher],
-        specialists: Sequence[SpecialistAtWork] = (),
+        generalists: Sequence[TeacherModel],
+        specialists: Sequence[tuple[TeacherModel, list[int], float]] = (),
         *,
         weights: Sequence[float] | None = None,
-        combination: Literal["arithmetic", "geometric"] = "arithmetic",
+        kind: Literal["arithmetic", "geometric"] = "arithmetic",
     ) -> None:
         if not generalists:
             raise ValueError(
                 "specialists teach beside a teacher that knows all the labels, and there is none: add one to the list"
             )
         self.generalists = list(generalists)
-        self.specialists = list(specialists)
-        self.weights = check_weights(weights, len(generalists))
-        self.combination = combination
-        self.panel = Panel(
+        self.members = [*generalists, *(teacher for teacher, _, _ in specialists)]
+        self.combination = Combination(
             len(self.generalists),
-            tuple((specialist.classes, specialist.oversampling) for specialist in specialists),
-            self.weights,
-            combination,
+            tuple((classes, oversampling) for _, classes, oversampling in specialists),
+            check_weights(weights, len(generalists)),
+            kind,
         )
-        self.own_entries = set().union(*(teacher.own_entries for teacher in self.members()))
+        self.batch_keys = frozenset().union(*(member.batch_keys for member in self.members))
+        self.can_be_remembered = all(member.can_be_remembered for member in self.members)
 
-    def start(self, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
-        """See `Teaching.start`; generalists come first."""
-        started = [teacher.start(inputs) for teacher in self.members()]
-        return lambda: [logits for pending in started for logits in pending()]
+    def __call__(self, batch: Mapping[str, Any]) -> TeacherOutput:
+        """Run the teachers one after the other; generalists come first."""
+        return TeacherOutput([logits for member in self.members for logits in member(batch).logits])
 
-    def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
-        """See `Teaching.combine` and `Panel.combine`."""
-        return self.panel.combine(members, temperature, problem_type)
+    def combine(self, output: TeacherOutput, temperature: float, problem_type: ProblemType) -> Tensor:
+        """See `Combination.combine`."""
+        return self.combination.combine(output.logits, temperature, problem_type)
 
-    def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
-        """See `Teaching.judged` and `Panel.judged`."""
-        return self.panel.judged(members, problem_type)
+    def by_teacher(self, output: TeacherOutput, problem_type: ProblemType) -> dict[str, Tensor]:
+        """See `Combination.by_teacher`."""
+        return self.combination.by_teacher(output.logits, problem_type)
 
-    def mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """See `Teaching.mask`: what all members have a soft target for."""
-        masks = [mask for mask in (teacher.mask(inputs) for teacher in self.members()) if mask is not None]
-        if not masks:
-            return None
-        together = masks[0]
-        for mask in masks[1:]:
-            together = together & mask
-        return together
-
-    def members(self) -> list[FrozenTeacher]:
-        """Return the teachers in the order of what `start` leads to: generalists come first."""
-        return [*self.generalists, *(specialist.teacher for specialist in self.specialists)]
+    def mask(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Tell which rows, or tokens, all members have a soft target for."""
+        masks = [mask for mask in (member.mask(batch) for member in self.members) if mask is not None]
+        return reduce(torch.logical_and, masks) if masks else None

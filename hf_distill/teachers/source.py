@@ -1,8 +1,10 @@
-"""What the trainer asks of a teacher, whatever it is: a model, several, a function, a column of the data."""
+"""What the trainer wants of a teacher, whatever it is: a model, several, a function, a column of the data, a cache."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hf_distill.data.targets import ProblemType
@@ -11,41 +13,118 @@ TEACHER_INPUTS = "teacher_inputs"
 """The entry of a batch that holds teachers' own views of the rows: a list with one mapping of tensors for each."""
 
 
-class Teaching(Protocol):
-    """A teacher at work.
+class TeacherOutput(NamedTuple):
+    """What a teacher gives for a batch.
 
     Attributes:
-        own_entries: entries of a batch that are the teacher's alone; a student does not get them.
+        logits: of each member of an ensemble, or of the one that there is, on the student's device.
     """
 
-    own_entries: set[str]
+    logits: list[Tensor]
 
-    def start(self, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
-        """Begin to fetch what the teacher needs of a batch.
 
-        Returns:
-            a function that runs the teacher and returns what each member says, on the student's device. What runs
-            between the two calls may overlap with copies between devices.
-        """
-        ...
+class SoftTargetSource(ABC):
+    """Where soft targets come from.
 
-    def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
-        """Make one teacher's logits of what its members say.
+    Attributes:
+        batch_keys: entries of a batch that are the teacher's alone; a student does not get them.
+        can_be_remembered: it gives the same output for the same batch, and running it costs something.
+    """
+
+    batch_keys: frozenset[str] = frozenset()
+    can_be_remembered: bool = False
+
+    @abstractmethod
+    def __call__(self, batch: Mapping[str, Any]) -> TeacherOutput:
+        """Return the logits of each member for a batch; no gradient flows through them."""
+
+    def combine(self, output: TeacherOutput, temperature: float, problem_type: ProblemType) -> Tensor:
+        """Make one teacher's logits of what the members give.
 
         Args:
-            members: what `start` has led to.
+            output: of a batch.
             temperature: at which the soft targets will be taken; a mean of probabilities depends on it.
             problem_type: the kind of target.
 
         Returns:
             `(batch, num_labels)` or `(batch, tokens, num_labels)`, in the student's label order.
         """
-        ...
+        return output.logits[0]
 
-    def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
+    def by_teacher(self, output: TeacherOutput, problem_type: ProblemType) -> dict[str, Tensor]:
         """Return the logits that can be compared with labels, by the name of who gives them; the whole comes last."""
-        ...
+        return {"the teacher": output.logits[0]}
 
-    def mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+    def mask(self, batch: Mapping[str, Any]) -> Tensor | None:
         """Tell which rows `(batch,)` or tokens `(batch, tokens)` have soft targets; None: all of them."""
-        ...
+        return None
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse a teacher's logits that are not numbers.
+
+    Raises:
+        ValueError: some are NaN or positive infinity (negative infinity rules a class out).
+    """
+    unusable = logits.isnan() | logits.isposinf()
+    if bool(unusable.any()):
+        raise ValueError(
+            f"the teacher's logits are NaN or infinite in {int(unusable.sum())} of {logits.numel()} places: its "
+            "weights are damaged, or teacher_dtype or the run's mixed precision is too narrow for it (float16 "
+            "overflows above 65504; use bfloat16, bf16=True in the place of fp16=True, or float32)"
+        )
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Return a classifier's logits, whichever form of output it has.
+
+    Raises:
+        ValueError: the output names its parts, and none of them is the logits.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping) and "logits" not in outputs:
+        raise ValueError(
+            f"a classifier's output has logits, this model's has {', '.join(outputs)}: take a model with a "
+            "classification head"
+        )
+    logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
+    return logits
+
+
+class LogitsWatch:
+    """Look at a teacher's logits without waiting for the device at each step.
+
+    Args:
+        device: of the student.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._num_unusable = torch.zeros((), dtype=torch.long, device=device)
+        self._has_seen_some = False
+
+    def reset(self) -> None:
+        """Begin anew, for another training."""
+        self._num_unusable.zero_()
+        self._has_seen_some = False
+
+    def see(self, logits: Tensor) -> None:
+        """Check the first logits at once, and count what is unusable in those that follow.
+
+        Raises:
+            ValueError: the first ones are not numbers.
+        """
+        if not self._has_seen_some:
+            check_logits(logits)
+            self._has_seen_some = True
+        else:
+            self._num_unusable += (logits.isnan() | logits.isposinf()).sum()
+
+    def check(self) -> None:
+        """Raise ValueError if any soft target since the start was no number."""
+        count = int(self._num_unusable)
+        if count:
+            raise ValueError(
+                f"the teacher's logits were NaN or infinite in {count} places since the start, so the student is "
+                "spoilt: look at the teacher's inputs, or at teacher_dtype (float16 overflows)"
+            )

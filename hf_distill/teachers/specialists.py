@@ -288,3 +288,8 @@ def specialist_labels(labels: Sequence[int], classes: Sequence[int]) -> list[int
         raise ValueError(f"labels must be class indices, or {MISSING_LABEL} where one is missing, got {wrong[0]}")
     place = {index: position for position, index in enumerate(classes)} | {MISSING_LABEL: MISSING_LABEL}
     return [place.get(label, len(classes)) for label in labels]
+
+
+def model_of(member: Any) -> Any:
+    """Return the model of a specialist, or the member itself."""
+    return member.model if isinstance(member, Specialist) else member

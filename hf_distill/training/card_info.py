@@ -2,8 +2,6 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import datasets
@@ -12,15 +10,13 @@ from transformers.trainer_utils import has_length
 
 from hf_distill.evaluation.environment import environment
 from hf_distill.evaluation.results import curve
-from hf_distill.hub.card.lineage import NOWHERE, model_origin
 from hf_distill.hub.card.trainer_card import Training
 from hf_distill.teachers.labels import names_in_order
-from hf_distill.teachers.loading import task_of, unwrapped
-from hf_distill.teachers.specialists import Specialist
+from hf_distill.teachers.loading import task_of
 from hf_distill.training.config import DistillationConfig
+from hf_distill.training.provenance import Provenance
 
 _HUB_FILE = re.compile(r"hf://datasets/([^@\s]+)@([0-9a-f]{40})/")
-_SHAPE = ("num_hidden_layers", "hidden_size")
 # Settings that say where something is, how it is reported or on what it is computed, and not how the student is made.
 _NOT_OF_THE_STUDENT = re.compile(
     r"(hub|log|logging|save|eval|dataloader|ddp|trackio|teacher_logits|do|include|fsdp)_.*|log_level|fsdp|deepspeed"
@@ -31,126 +27,7 @@ _NOT_OF_THE_STUDENT = re.compile(
 )
 
 
-@dataclasses.dataclass
-class Model:
-    """A model that takes part, noted before it is wrapped, sharded or let go.
-
-    Attributes:
-        name: Hub id or folder that it was loaded from, if it was.
-        commit: on the Hub.
-        config: `model_type` and what else describes it.
-        num_parameters: all of them; of an adapter those of its base too.
-        is_adapter: whether it is one, beside its base.
-        specialist: how it is one that knows only some of the labels, None if it is not.
-        is_function: whether it is none, but a function.
-        has_code: whether its code comes with it, and is not in this package.
-    """
-
-    name: str | None
-    commit: str | None
-    config: dict[str, Any]
-    num_parameters: int = 0
-    is_adapter: bool = False
-    specialist: dict[str, Any] | None = None
-    is_function: bool = False
-    has_code: bool = False
-
-    @classmethod
-    def of(cls, model: Any) -> "Model":
-        """Note a model, a specialist or a function."""
-        specialist = None
-        if isinstance(model, Specialist):
-            specialist, model = {"oversampling": model.oversampling, "dustbin": model.dustbin}, model.model
-        if not isinstance(model, nn.Module):
-            return cls(None, None, {"model_type": "function"}, is_function=True)
-        base = unwrapped(model)
-        config = getattr(base, "config", None)
-        shape = {name: getattr(config, name, None) for name in _SHAPE}
-        return cls(
-            name=getattr(config, "_name_or_path", None) or None,
-            commit=getattr(config, "_commit_hash", None),
-            config={
-                "model_type": getattr(config, "model_type", None) or type(base).__name__,
-                **{name: value for name, value in shape.items() if isinstance(value, int)},
-            },
-            num_parameters=sum(map(_count, model.parameters())),
-            is_adapter=hasattr(model, "get_base_model"),
-            specialist=specialist,
-            has_code=bool(getattr(config, "auto_map", None)) and not type(base).__module__.startswith("hf_distill."),
-        )
-
-    @property
-    def section(self) -> dict[str, Any]:
-        """Return what a recipe would say of it."""
-        return {
-            "model": self.name,
-            "config": None if self.name else self.config,
-            "function": self.is_function,
-            "specialist": self.specialist,
-            "training": None,
-            "trust_remote_code": self.has_code,
-        }
-
-    @cached_property
-    def origin(self) -> dict[str, Any]:
-        """Return where it comes from; a name without a commit is not taken for one on the Hub."""
-        found = dict(NOWHERE) if self.name is None else model_origin(self.name, self.commit)
-        if found["revision"] is None:
-            found["model"] = None
-        return {**found, **({"adapter": True} if self.is_adapter else {})}
-
-
-@dataclasses.dataclass
-class Lineage:
-    """Who learns from whom.
-
-    Attributes:
-        teachers: models and functions; none if the student learns from labels alone.
-        column: of the data, if that is the teacher.
-        student: the student.
-    """
-
-    teachers: list[Model]
-    column: str | None
-    student: Model
-
-    @classmethod
-    def of(cls, trainer: Any) -> "Lineage":
-        """Note what a new trainer has; later its teacher may be let go, and its student wrapped or sharded."""
-        listed = trainer.teacher if isinstance(trainer.teacher, list) else [trainer.teacher]
-        teachers, column = [Model.of(each) for each in listed if each is not None], None
-        if not teachers and trainer.args.uses_teacher:
-            column = next(iter(trainer._raw_columns), None)
-            if column is None:  # it learns from what a teacher has said in another run
-                known = trainer._soft_targets.key.get("about", {}).get("teachers") or [{}]
-                teachers = [
-                    Model(each.get("name") or None, each.get("commit"), {"model_type": "teacher"}) for each in known
-                ]
-        student = Model.of(trainer.model)
-        if student.commit is None and student.name in [teacher.name for teacher in teachers]:
-            student.name = None  # it was made of some of its teacher's layers
-        return cls(teachers, column, student)
-
-    def teacher_sections(self) -> list[dict[str, Any]]:
-        """Return what a recipe would say of the teachers."""
-        if self.column is not None:
-            return [{"column": self.column, "model": None, "config": None, "specialist": None, "training": None}]
-        return [teacher.section for teacher in self.teachers]
-
-    def origins(self, finetuned_from: str | None, seed: int, dataset: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the lineage as `Results` has it."""
-        teachers = [teacher.origin for teacher in self.teachers] if self.column is None else [dict(NOWHERE)]
-        student = self.student.origin
-        if finetuned_from is not None:
-            student = {**student, **model_origin(finetuned_from)}
-        return {
-            "teachers": [{**origin, "seed": None} for origin in teachers],
-            "student": {**student, "seed": seed, "model_type": self.student.config["model_type"]},
-            "dataset": dataset,
-        }
-
-
-def training_facts(trainer: Any, lineage: Lineage, finetuned_from: str | None) -> Training:
+def training_facts(trainer: Any, lineage: Provenance, finetuned_from: str | None) -> Training:
     """Collect what goes into the card of a trainer's student; a licence may be asked for on the Hub.
 
     Args:
@@ -159,7 +36,7 @@ def training_facts(trainer: Any, lineage: Lineage, finetuned_from: str | None) -
         finetuned_from: what its student started from, if the user says so.
     """
     args, state = trainer.args, trainer.state
-    student = trainer._bare_student()
+    student = trainer.student
     config = getattr(student, "config", None)
     rows = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
     is_ending = state.global_step >= state.max_steps or trainer.control.should_training_stop
@@ -182,7 +59,7 @@ def training_facts(trainer: Any, lineage: Lineage, finetuned_from: str | None) -
         lineage=lineage.origins(finetuned_from, args.seed, _data_origin(rows)),
         data={
             "label_names": names_in_order(getattr(config, "id2label", None) or {}),
-            "problem_type": trainer._problem_type,
+            "problem_type": trainer.loss_objective.problem_type,
             "num_channels": getattr(config, "num_channels", 3),
             "has_processor": _processor(trainer) is not None,
             "num_train_rows": _length(trainer.train_dataset),
@@ -199,10 +76,6 @@ def training_facts(trainer: Any, lineage: Lineage, finetuned_from: str | None) -
         curve=curve(state.log_history),
         environment=environment(),
     )
-
-
-def _count(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # the first of one that ZeRO-3 has sharded
 
 
 def _task(student: nn.Module) -> str | None:

@@ -8,8 +8,17 @@ from typing import Any
 from torch import nn
 
 from hf_distill.data.fingerprints import LABEL_COLUMNS
-from hf_distill.data.label_columns import LabelSpace, class_names, is_readable, label_columns, shortened
+from hf_distill.data.label_columns import (
+    LabelSpace,
+    class_names,
+    holds_targets,
+    is_readable,
+    label_columns,
+    shortened,
+)
 from hf_distill.data.targets import ProblemType
+from hf_distill.teachers.build import class_names as names_of_classes
+from hf_distill.teachers.source import SoftTargetSource
 from hf_distill.training.config import DistillationConfig
 
 
@@ -30,6 +39,37 @@ def check_arguments(args: Any) -> None:
             f"{num_launched} processes were launched, and each would train a whole model on its own: on CPUs set "
             "use_cpu to true"
         )
+
+
+def check_accelerator(accelerator: Any, label_names: Sequence[str]) -> None:
+    """Refuse kinds of parallelism that split a batch or its labels otherwise than by rows.
+
+    Raises:
+        ValueError: with what is supported.
+    """
+    if list(label_names) != ["labels"]:
+        raise ValueError(f"a classifier's label column is 'labels', this student's are {label_names}")
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    if parallelism is not None and parallelism.non_data_parallel_size > 1:
+        raise ValueError(
+            "a classifier is distilled with data parallelism (DDP, FSDP, ZeRO): tensor, context and sequence "
+            "parallelism are not supported"
+        )
+
+
+def label_space(
+    dataset: Any, student: nn.Module, source: SoftTargetSource | None, problem_type: ProblemType | None
+) -> LabelSpace:
+    """Tell what the labels of a student may be."""
+    is_token_level = "TokenClassification" in type(student).__name__
+    columns = label_columns(dataset)
+    is_multi = columns is not None and any(holds_targets(dataset, name) for name in columns[1])
+    return LabelSpace(
+        num_labels=getattr(getattr(student, "config", None), "num_labels", None),
+        names=tuple(names_of_classes(student, source)),
+        problem_type=problem_type or ("multi_label_classification" if is_multi and not is_token_level else None),
+        token_level=is_token_level,
+    )
 
 
 def check_label_settings(
@@ -137,27 +177,6 @@ def no_labels(alpha: float, names: Iterable[str]) -> str:
         f"{' or '.join(LABEL_COLUMNS)} among {', '.join(names)}. Rename the one that holds them "
         "(dataset.rename_column(..., 'labels')), or set alpha to 0 to learn from the teacher alone"
     )
-
-
-def check_what_is_kept(args: DistillationConfig, problem_type: ProblemType, num_labels: int | None) -> None:
-    """Refuse to keep a part of the logits where that is no part of a distribution, or no smaller.
-
-    Raises:
-        ValueError: the message says what `teacher_logits_top_k` is for.
-    """
-    count = args.teacher_logits_top_k
-    if count is None:
-        return
-    if problem_type != "single_label_classification":
-        raise ValueError(
-            f"teacher_logits_top_k keeps the likeliest of classes that exclude each other, {problem_type} has none: "
-            "leave it out"
-        )
-    if num_labels is not None and count > num_labels - 2:
-        raise ValueError(
-            f"teacher_logits_top_k is {count}, and of {num_labels} labels at most {num_labels - 2} can be kept with "
-            "anything saved: leave it out"
-        )
 
 
 def warn_of_frozen_head(student: nn.Module) -> None:

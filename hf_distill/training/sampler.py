@@ -7,8 +7,9 @@ from typing import Any
 import datasets
 import pyarrow.compute as pc
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
 
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
@@ -78,3 +79,36 @@ def _whole_numbers(values: Iterable[Any]) -> list[int] | None:
         return [operator.index(value) for value in values]
     except TypeError:
         return None
+
+
+def train_sampler(trainer: Any, dataset: Any) -> Sampler | None:
+    """Return what draws length-grouped batches in an order that can be resumed; None: `Trainer`'s own.
+
+    Args:
+        trainer: whose settings, processor and training data, with all columns, are looked at.
+        dataset: the training data, which has lost its unused columns.
+    """
+    args = trainer.args
+    if args.train_sampling_strategy not in ("auto", "group_by_length") or not has_length(dataset):
+        return None
+    names = getattr(trainer.processing_class, "model_input_names", None) or ["input_ids"]
+    original = trainer.train_dataset
+    with_lengths = original if len(original) == len(dataset) else dataset
+    if args.train_sampling_strategy == "auto" and not knows_lengths(with_lengths, names[0]):
+        return None  # any other strategy than the parent's is random there
+    return EpochLengthGroupedSampler(
+        # All that makes one step: several processes then see the rows that one with their batch together would.
+        args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        row_lengths(with_lengths, names[0], args.length_column_name),
+        seed=args.seed if args.data_seed is None else args.data_seed,
+    )
+
+
+def eval_sampler(args: Any, dataset: Any) -> Sampler | None:
+    """Return what goes through the data in their order.
+
+    The parent groups evaluation by length as well, and `predict` then returns the rows in another order.
+    """
+    if dataset is None or not has_length(dataset) or args.world_size > 1:
+        return None
+    return SequentialSampler(dataset)

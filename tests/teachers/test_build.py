@@ -13,15 +13,15 @@ from hf_distill import DistillationConfig
 from hf_distill.teachers.build import (
     Circumstances,
     Views,
+    build_source,
     load_members,
-    members_of,
-    put_to_work,
+    parse_teachers,
     stated_problem_type,
     views_of,
 )
-from hf_distill.teachers.external import CallableTeacher, ColumnTeacher
-from hf_distill.teachers.model import FrozenTeacher
-from hf_distill.teachers.several import SeveralTeachers
+from hf_distill.teachers.external import TeacherColumn, TeacherFunction
+from hf_distill.teachers.model import TeacherModel
+from hf_distill.teachers.several import TeacherEnsemble
 from hf_distill.teachers.specialists import Specialist
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ def at_work(members: Any, student: nn.Module | None = None, views: Views | None 
     student = student or tiny.bert(0)
     count = len(members) if isinstance(members, list) else 0
     views = views or Views([], [None] * count, [], [True] * count)
-    return put_to_work(members, config(**settings), circumstances(student), "single_label_classification", views)
+    return build_source(members, config(**settings), circumstances(student), "single_label_classification", views)
 
 
 def turned(places: int = 1) -> Any:
@@ -62,16 +62,16 @@ class TestMembers:
     def test_a_model_a_name_or_a_list_becomes_a_list(self):
         """A tuple, or a single name, taken for something else."""
         model, special = tiny.bert(1), Specialist("special")
-        assert members_of(model, ["input_ids"]) == [model]
-        assert members_of("some/model", []) == ["some/model"]
-        assert members_of((model, "some/model", special), []) == [model, "some/model", special]
+        assert parse_teachers(model, ["input_ids"]) == [model]
+        assert parse_teachers("some/model", []) == ["some/model"]
+        assert parse_teachers((model, "some/model", special), []) == [model, "some/model", special]
 
     def test_a_function_stays_a_function_and_a_column_is_found(self):
         """A model is callable as well."""
         function = lambda batch: batch  # noqa: E731
-        assert members_of(function, []) is function
+        assert parse_teachers(function, []) is function
         for column in ("teacher_logits", "teacher_probs"):
-            assert members_of(None, ["text", column]) == column
+            assert parse_teachers(None, ["text", column]) == column
 
     @pytest.mark.parametrize(
         ("teacher", "columns", "message"),
@@ -92,7 +92,7 @@ class TestMembers:
     def test_what_is_no_teacher_or_two_of_them_is_refused(self, teacher, columns, message):
         """One of two teachers ignored, or a traceback in the first batch."""
         with pytest.raises(ValueError, match=message):
-            members_of(teacher, columns)
+            parse_teachers(teacher, columns)
 
     def test_named_members_are_loaded_and_specialists_keep_their_settings(self):
         """A specialist loaded without its oversampling, or the members in another order."""
@@ -193,23 +193,23 @@ class TestAtWork:
     def test_each_kind_of_teacher_becomes_one_at_work(self):
         """A list of one that is taken for an ensemble costs two copies of the logits."""
         model = tiny.bert(1)
-        assert isinstance(at_work("teacher_probs"), ColumnTeacher)
-        assert isinstance(at_work(lambda batch: batch), CallableTeacher)
-        assert isinstance(at_work([model]), FrozenTeacher)
+        assert isinstance(at_work("teacher_probs"), TeacherColumn)
+        assert isinstance(at_work(lambda batch: batch), TeacherFunction)
+        assert isinstance(at_work([model]), TeacherModel)
         special = Specialist(tiny.bert(3, **named("red", "dustbin")), 2.0)
         made = at_work([special, tiny.bert(2), model], teacher_weights=[1.0, 3.0], teacher_combination="geometric")
-        assert isinstance(made, SeveralTeachers)
+        assert isinstance(made, TeacherEnsemble)
         assert [teacher.model for teacher in made.generalists][1] is model
-        assert made.weights == (0.25, 0.75)
-        assert made.combination == "geometric"
-        assert [(each.classes, each.oversampling) for each in made.specialists] == [([0], 2.0)]
+        assert made.combination.weights == (0.25, 0.75)
+        assert made.combination.combination == "geometric"
+        assert made.combination.specialists == (([0], 2.0),)
 
     def test_members_are_aligned_by_the_names_of_their_labels(self):
         """Two teachers that number their classes differently, averaged class by class."""
         batch = {"input_ids": torch.randint(5, 20, (2, 4)), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
         plain, reversed_order = tiny.bert(1), tiny.bert(2, **named("blue", "green", "red"))
         made = at_work([plain, reversed_order])
-        one, other = made.start(batch)()
+        one, other = made(batch).logits
         with torch.no_grad():
             assert torch.equal(one, plain(**batch).logits)
             assert torch.equal(other, reversed_order(**batch).logits.flip(-1))
@@ -221,7 +221,7 @@ class TestAtWork:
         made = at_work([tiny.bert(1), foreign], teacher_label_map=label_map)
         batch = {"input_ids": torch.randint(5, 20, (2, 4))}
         with torch.no_grad():
-            assert torch.equal(made.start(batch)()[1], foreign(**batch).logits[:, [1, 2, 0]])
+            assert torch.equal(made(batch).logits[1], foreign(**batch).logits[:, [1, 2, 0]])
 
     def test_specialists_end_with_their_dustbin(self):
         """The dustbin read as a class."""
@@ -229,8 +229,8 @@ class TestAtWork:
         made = at_work([tiny.bert(1), Specialist(model)])
         batch = {"input_ids": torch.randint(5, 20, (2, 4))}
         with torch.no_grad():
-            assert torch.equal(made.start(batch)()[1], model(**batch).logits[:, [1, 2, 0]])
-        assert made.specialists[0].classes == [2, 0]
+            assert torch.equal(made(batch).logits[1], model(**batch).logits[:, [1, 2, 0]])
+        assert made.combination.specialists[0][0] == [2, 0]
 
     @pytest.mark.parametrize(
         ("members", "settings", "message"),
@@ -274,9 +274,9 @@ class TestAtWork:
         views = views_of(members, None, tiny.tokenizer())
         where = circumstances(processing_class=tiny.tokenizer())
         with pytest.raises(ValueError, match="does not read the student's inputs as it was trained to"):
-            put_to_work(members, config(), where, None, views)
+            build_source(members, config(), where, None, views)
         stated = views_of(members, turned(), tiny.tokenizer())
-        assert isinstance(put_to_work(members, config(), where, None, stated), FrozenTeacher)
+        assert isinstance(build_source(members, config(), where, None, stated), TeacherModel)
 
 
 def test_a_teacher_that_must_tell_two_texts_apart_gets_a_view_where_the_student_does_not():

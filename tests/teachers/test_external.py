@@ -11,7 +11,7 @@ from sklearn.ensemble import GradientBoostingClassifier
 from transformers import PrinterCallback
 
 from hf_distill import DistillationConfig, DistillationTrainer
-from hf_distill.teachers.external import CallableTeacher, ColumnTeacher
+from hf_distill.teachers.external import TeacherColumn, TeacherFunction
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, -3.0]])
@@ -41,8 +41,8 @@ def weights(model):
 
 
 def combined(column, values, problem_type="single_label_classification"):
-    teacher = ColumnTeacher(column, values.shape[-1], CPU)
-    return teacher.combine(teacher.start({column: values})(), 1.0, problem_type)
+    teacher = TeacherColumn(column, values.shape[-1], CPU)
+    return teacher.combine(teacher({column: values}), 1.0, problem_type)
 
 
 class TestColumn:
@@ -156,7 +156,7 @@ class TestColumn:
     def test_another_number_of_labels_is_refused(self):
         """A column made with another label set."""
         with pytest.raises(ValueError, match="has 2 numbers in a row, the student has 3 labels"):
-            ColumnTeacher("teacher_logits", 3, CPU).start({"teacher_logits": torch.zeros(4, 2)})
+            TeacherColumn("teacher_logits", 3, CPU)({"teacher_logits": torch.zeros(4, 2)})
 
     def test_a_column_beside_a_teacher_is_refused(self):
         """Two answers, of which one is silently ignored."""
@@ -200,7 +200,7 @@ class TestFunction:
     def test_what_is_no_logits_is_refused(self, answer, message):
         """Class indices, or an array: an error deep in the loss."""
         with pytest.raises(ValueError, match=message):
-            CallableTeacher(lambda batch: answer, 3, CPU).start({"input_ids": torch.zeros(2, 4)})()
+            TeacherFunction(lambda batch: answer, 3, CPU)({"input_ids": torch.zeros(2, 4)})
 
 
 class TestMissing:

@@ -12,7 +12,8 @@ from transformers.integrations import deepspeed
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import hf_distill
-from hf_distill.teachers.loading import AUTO_CLASSES, forward_parameters, load_teacher, logits_of, task_of
+from hf_distill.teachers.loading import AUTO_CLASSES, forward_parameters, load_teacher, task_of
+from hf_distill.teachers.source import logits_of
 
 TEXT, TOKENS, IMAGES = "text-classification", "token-classification", "image-classification"
 

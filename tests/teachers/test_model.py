@@ -8,15 +8,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from hf_distill.teachers.model import FrozenTeacher, check_logits, label_index, refuse_own_teacher
+from hf_distill.teachers.model import TeacherModel, label_index, refuse_own_teacher
+from hf_distill.teachers.source import check_logits
 
 CPU = torch.device("cpu")
 
 
-def frozen(model: nn.Module, student: nn.Module | None = None, **options: Any) -> FrozenTeacher:
+def frozen(model: nn.Module, student: nn.Module | None = None, **options: Any) -> TeacherModel:
     student = student or tiny.distilbert()
     named = {name: options.pop(name, None) for name in ("label_map", "problem_type")}
-    return FrozenTeacher(model, student, label_index(model, student, **named), device=CPU, **options)
+    return TeacherModel(model, student, label_index(model, student, **named), device=CPU, **options)
 
 
 def text_batch() -> dict[str, Tensor]:
@@ -50,7 +51,7 @@ def test_a_compiled_teacher_s_logits_outlive_its_next_run() -> None:
     other = {**batch, "input_ids": batch["input_ids"].flip(0)}
     expected, expected_of_other = (logits_by_hand(copy.deepcopy(model).eval(), each) for each in (batch, other))
     teacher = frozen(model, compilation={"backend": overwriting})
-    first, second = teacher.logits(batch), teacher.logits(other)
+    first, second = teacher(batch).logits[0], teacher(other).logits[0]
     torch.testing.assert_close(first, expected)
     torch.testing.assert_close(second, expected_of_other)
 
@@ -71,7 +72,7 @@ def test_no_parameter_of_the_teacher_can_be_trained(wrap: Any) -> None:
 
 def test_logits_have_no_gradient() -> None:
     """The teacher's activations kept in memory for a backward pass that never comes."""
-    logits = frozen(tiny.bert()).logits(text_batch())
+    logits = frozen(tiny.bert())(text_batch()).logits[0]
     assert not logits.requires_grad
     assert logits.grad_fn is None
 
@@ -85,14 +86,14 @@ def test_dropout_stays_off_even_after_a_parent_is_put_in_training_mode() -> None
     parent = nn.ModuleList([model])
     parent.train()
     assert model.training
-    assert torch.equal(teacher.logits(batch), expected)
+    assert torch.equal(teacher(batch).logits[0], expected)
     assert not any(module.training for module in model.modules())
 
 
 def test_a_teacher_in_training_mode_is_put_in_evaluation_mode() -> None:
     """The mode that a model built from a config starts in."""
     model = tiny.bert(dropout=0.5).train()
-    assert torch.equal(frozen(model).logits(text_batch()), logits_by_hand(tiny.bert().eval(), text_batch()))
+    assert torch.equal(frozen(model)(text_batch()).logits[0], logits_by_hand(tiny.bert().eval(), text_batch()))
 
 
 # ---- Inputs ----
@@ -103,7 +104,7 @@ def test_inputs_that_the_teacher_does_not_take_are_left_out() -> None:
     teacher = frozen(tiny.distilbert(), tiny.bert())
     batch = text_batch()
     more = {**batch, "token_type_ids": torch.ones_like(batch["input_ids"]), "labels": torch.zeros(4), "rows": ["a"] * 4}
-    assert torch.equal(teacher.logits(more), teacher.logits(batch))
+    assert torch.equal(teacher(more).logits[0], teacher(batch).logits[0])
 
 
 def test_labels_are_never_an_input() -> None:
@@ -113,8 +114,8 @@ def test_labels_are_never_an_input() -> None:
 
 def test_inputs_that_only_the_teacher_takes_are_known() -> None:
     """`token_type_ids` that the collator leaves out because the student has no use for them."""
-    assert "token_type_ids" in frozen(tiny.bert(), tiny.distilbert()).own_entries
-    assert "token_type_ids" not in frozen(tiny.bert(), tiny.bert(seed=1)).own_entries
+    assert "token_type_ids" in frozen(tiny.bert(), tiny.distilbert()).batch_keys
+    assert "token_type_ids" not in frozen(tiny.bert(), tiny.bert(seed=1)).batch_keys
 
 
 def test_a_peft_teacher_takes_the_inputs_of_the_model_inside() -> None:
@@ -133,7 +134,7 @@ def test_logits_come_in_the_order_of_the_students_labels() -> None:
     student = tiny.distilbert(id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
     batch = text_batch()
     expected = logits_by_hand(tiny.bert().eval(), batch)[:, [2, 0, 1]]
-    assert torch.equal(frozen(tiny.bert(), student).logits(batch), expected)
+    assert torch.equal(frozen(tiny.bert(), student)(batch).logits[0], expected)
 
 
 def test_labels_of_tokens_are_reordered_along_the_last_dimension() -> None:
@@ -142,7 +143,7 @@ def test_labels_of_tokens_are_reordered_along_the_last_dimension() -> None:
     student = tiny.bert_for_tokens(
         1, id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)}
     )
-    logits = frozen(tiny.bert_for_tokens(), student).logits(text_batch())
+    logits = frozen(tiny.bert_for_tokens(), student)(text_batch()).logits[0]
     assert torch.equal(logits, logits_by_hand(tiny.bert_for_tokens().eval(), text_batch())[:, :, [2, 0, 1]])
 
 
@@ -151,7 +152,7 @@ def test_a_label_map_picks_the_teachers_logits() -> None:
     student = tiny.distilbert(id2label={0: "cold", 1: "warm"}, label2id={"cold": 0, "warm": 1})
     teacher = frozen(tiny.bert(), student, label_map={"cold": "blue", "warm": "red"})
     expected = logits_by_hand(tiny.bert().eval(), text_batch())[:, [2, 0]]
-    assert torch.equal(teacher.logits(text_batch()), expected)
+    assert torch.equal(teacher(text_batch()).logits[0], expected)
 
 
 def test_labels_that_do_not_correspond_are_refused() -> None:
@@ -165,7 +166,7 @@ def test_outputs_of_a_regression_are_not_compared_by_name() -> None:
     """Numbers reordered by names that only classes have."""
     student = tiny.distilbert(id2label={0: "green", 1: "red", 2: "x"}, label2id={"green": 0, "red": 1, "x": 2})
     teacher = frozen(tiny.bert(), student, problem_type="regression")
-    assert torch.equal(teacher.logits(text_batch()), logits_by_hand(tiny.bert().eval(), text_batch()))
+    assert torch.equal(teacher(text_batch()).logits[0], logits_by_hand(tiny.bert().eval(), text_batch()))
 
 
 def test_another_number_of_outputs_is_refused_in_regression() -> None:
@@ -187,7 +188,7 @@ def test_a_model_without_a_config_answers_as_it_is() -> None:
 
     model, points = Plain(), torch.randn(4, 2)
     teacher = frozen(model)
-    assert torch.equal(teacher.logits({"points": points, "input_ids": torch.ones(4)}), model.head(points))
+    assert torch.equal(teacher({"points": points, "input_ids": torch.ones(4)}).logits[0], model.head(points))
 
 
 # ---- Types ----
@@ -198,11 +199,11 @@ def test_weights_and_floating_inputs_take_the_type_asked_for() -> None:
     model = tiny.vit()
     pixels = torch.randn(2, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE)
     exact = logits_by_hand(tiny.vit().eval(), {"pixel_values": pixels})
-    logits = frozen(model, tiny.vit(1), dtype="bfloat16").logits({"pixel_values": pixels})
+    logits = frozen(model, tiny.vit(1), dtype="bfloat16")({"pixel_values": pixels}).logits[0]
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), exact, atol=0.05, rtol=0.05)
-    text = frozen(tiny.bert(), dtype="bfloat16").logits(text_batch())
+    text = frozen(tiny.bert(), dtype="bfloat16")(text_batch()).logits[0]
     torch.testing.assert_close(text.float(), logits_by_hand(tiny.bert().eval(), text_batch()), atol=0.05, rtol=0.05)
 
 

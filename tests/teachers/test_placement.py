@@ -18,7 +18,7 @@ from hf_distill import DistillationConfig, DistillationTrainer
 from hf_distill.teachers import placement as module
 from hf_distill.teachers.loading import load_teacher
 from hf_distill.teachers.memory import device_name, memory_needed
-from hf_distill.teachers.model import FrozenTeacher
+from hf_distill.teachers.model import TeacherModel
 from hf_distill.teachers.placement import (
     available_devices,
     check_placement,
@@ -29,7 +29,6 @@ from hf_distill.teachers.placement import (
     place,
     quantization_config,
 )
-from hf_distill.teachers.transfer import Transfer
 from hf_distill.training.distributed import shutdown_processes
 
 CPU = torch.device("cpu")
@@ -303,9 +302,9 @@ def compare_logits() -> None:
         expected = logits_by_hand(copy.deepcopy(model), mine)
         total = sum(parameter.numel() for parameter in model.parameters())
         check_placement("sharded", None, num_processes=2, is_named=False)
-        teacher = FrozenTeacher(model, tiny.distilbert(1), device=CPU, placement="sharded")
+        teacher = TeacherModel(model, tiny.distilbert(1), device=CPU, placement="sharded")
         for _ in range(2):  # the second time after the blocks were gathered once
-            logits = teacher.logits(mine)
+            logits = teacher(mine).logits[0]
             assert type(logits) is Tensor
             torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
         shards: list[Any] = list(model.parameters())
@@ -313,9 +312,9 @@ def compare_logits() -> None:
         assert 0.45 < share < 0.55, (name, share)
         assert not any(shard.requires_grad for shard in shards)
         model.train()
-        torch.testing.assert_close(teacher.logits(mine), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(teacher(mine).logits[0], expected, atol=1e-5, rtol=1e-5)
     half, batch = family("bert")
-    FrozenTeacher(half, tiny.distilbert(1), device=CPU, placement="sharded", dtype="bfloat16").logits(batch)
+    TeacherModel(half, tiny.distilbert(1), device=CPU, placement="sharded", dtype="bfloat16")(batch).logits[0]
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
 
 
@@ -422,50 +421,7 @@ def test_a_place_is_named_in_words() -> None:
     assert device_name("mps") == "mps:0"
 
 
-# ---- Transfers ----
-
-
-def test_on_one_device_nothing_is_copied() -> None:
-    """A batch copied in every step for nothing."""
-    inputs = {"input_ids": torch.ones(2, 3), "views": [{"pixels": torch.ones(2)}, (torch.zeros(1), "text", None)]}
-    transfer = Transfer(CPU, CPU)
-    transfer.start(inputs)
-    arrived = transfer.finish()
-    assert arrived["input_ids"] is inputs["input_ids"]
-    assert arrived["views"][0]["pixels"] is inputs["views"][0]["pixels"]
-    assert arrived["views"][1][1:] == ("text", None)
-    logits = torch.ones(2, 3)
-    assert transfer.back(logits) is logits
-
-
-def test_nested_inputs_all_move_and_the_batch_stays_as_it_was() -> None:
-    """A tensor inside a list left on the other device; the student's own batch moved away under it."""
-    inputs = {"input_ids": torch.ones(2, 3), "views": [{"pixels": torch.ones(2)}, (torch.zeros(1), "text")]}
-    transfer = Transfer(torch.device("meta"), CPU)
-    transfer.start(inputs)
-    arrived = transfer.finish()
-    assert arrived["input_ids"].is_meta
-    assert arrived["views"][0]["pixels"].is_meta
-    assert arrived["views"][1][0].is_meta
-    assert not inputs["input_ids"].is_meta
-    assert list(arrived) == ["input_ids", "views"]
-
-
-@NEEDS_GPU
-@pytest.mark.parametrize(("teacher_device", "student_device"), [(CPU, GPU), (GPU, CPU)])
-def test_values_arrive_whole_between_cpu_and_gpu(teacher_device: torch.device, student_device: torch.device) -> None:
-    """A copy that is read before it is complete."""
-    for seed in range(20):
-        torch.manual_seed(seed)
-        value = torch.randn(2000, 2000, device=student_device)
-        made_late = value @ value  # not there yet when the copy is asked for
-        transfer = Transfer(teacher_device, student_device)
-        transfer.start({"pixel_values": made_late})
-        made_late_on_student = made_late.clone()
-        arrived = transfer.finish()["pixel_values"]
-        assert arrived.device.type == teacher_device.type
-        assert torch.equal(arrived.to(CPU), made_late_on_student.to(CPU))
-        assert torch.equal(transfer.back(arrived).to(CPU), made_late_on_student.to(CPU))
+# ---- On another device ----
 
 
 @NEEDS_GPU
@@ -474,8 +430,8 @@ def test_a_teacher_on_another_device_answers_on_the_students(placement: str, dev
     """Logits on the teacher's device, or inputs on the student's."""
     model, batch = family("bert")
     expected = logits_by_hand(copy.deepcopy(model), batch)
-    teacher = FrozenTeacher(model, tiny.distilbert(1).to(device), device=device, placement=placement)
-    logits = teacher.logits({name: value.to(device) for name, value in batch.items()})
+    teacher = TeacherModel(model, tiny.distilbert(1).to(device), device=device, placement=placement)
+    logits = teacher({name: value.to(device) for name, value in batch.items()}).logits[0]
     assert logits.device.type == device.type
     torch.testing.assert_close(logits.to(CPU), expected, atol=1e-4, rtol=1e-4)
 
@@ -492,8 +448,8 @@ def test_a_quantised_teacher_answers_almost_as_before(quantization: str) -> None
     model = load_teacher("teacher", TEXT, **options("same", quantization, device=GPU))
     assert type(model.classifier) is nn.Linear
     assert type(model.bert.encoder.layer[0].intermediate.dense) is not nn.Linear
-    teacher = FrozenTeacher(model, tiny.distilbert(1).to(GPU), device=GPU)
-    logits = teacher.logits({name: value.to(GPU) for name, value in batch.items()})
+    teacher = TeacherModel(model, tiny.distilbert(1).to(GPU), device=GPU)
+    logits = teacher({name: value.to(GPU) for name, value in batch.items()}).logits[0]
     torch.testing.assert_close(logits.to(CPU), expected, atol=0.05, rtol=0.1)
 
 

@@ -148,6 +148,24 @@ class TestSubclasses:
             norms = [self.grad_norms(averaged(kind), model(), 4) for kind in (DistillationTrainer, Trainer)]
             assert norms[0] == pytest.approx(norms[1])
 
+    @pytest.mark.parametrize("change", [lambda n: None, lambda n: n.clone(), lambda n: n * 1, int])
+    def test_a_subclass_may_leave_out_or_change_the_number_of_items(self, change):
+        """The gradient grows with gradient_accumulation_steps, or soft targets are divided by the number of labels."""
+
+        class Changing(DistillationTrainer):
+            def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+                return super().compute_loss(model, inputs, return_outputs, change(num_items_in_batch))
+
+        rows = [{**row, "labels": torch.tensor(place % 3 if place % 2 else -100)} for place, row in enumerate(ROWS)]
+        settings = {"max_steps": 1, "logging_steps": 1, "learning_rate": 0.0, "train_sampling_strategy": "sequential"}
+        settings |= {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 2, "alpha": 0.5}
+        found = []
+        for kind in (DistillationTrainer, Changing):
+            trainer = made(kind, tiny.bert(2), config(**settings), train_dataset=rows)
+            trainer.train()
+            found.append([logged(trainer, name)[0] for name in ("loss", "grad_norm")])
+        assert found[1] == pytest.approx(found[0])
+
     def test_ours_is_exact_all_the_same(self):
         """The rule for subclasses must not reach the loss of the class itself."""
         assert self.grad_norms(DistillationTrainer, tiny.bert(1), 4) == pytest.approx(
@@ -374,7 +392,35 @@ def test_new_rows_are_evaluated_by_their_labels_once_the_teacher_was_released():
     """No eval_loss, and a KeyError where the best model is chosen by it."""
     trainer = made(teacher=tiny.bert(2), args=config(alpha=0.1, max_steps=1, precompute_teacher_logits=True))
     trainer.train()
-    with pytest.warns(UserWarning, match="evaluated by their labels alone"):
+    with pytest.warns(UserWarning, match="evaluated by its labels alone"):
         found = trainer.evaluate([{**row, "labels": torch.tensor(1)} for row in tiny.text_rows(8, "none", seed=9)])
     assert found["eval_loss"] == found["eval_label_loss"]
     assert "eval_soft_loss" not in found
+
+
+def test_at_alpha_0_data_without_soft_targets_are_evaluated_by_their_labels():
+    """No eval_loss, and a KeyError where the best model is chosen by it, after the first epoch."""
+    probs = Dataset.from_list(
+        [{**{k: v.tolist() for k, v in row.items()}, "teacher_probs": [0.5, 0.25, 0.25]} for row in ROWS]
+    )
+    trainer = made(
+        args=config(alpha=0.0, max_steps=1), train_dataset=probs, eval_dataset=probs.remove_columns("teacher_probs")
+    )
+    found = trainer.evaluate()
+    assert found["eval_loss"] == found["eval_label_loss"] > 0
+
+
+@pytest.mark.parametrize("labels", ["output_all_columns", "null lists"])
+def test_labels_of_a_formatted_data_set_are_found(labels):
+    """Labels that are there, refused as missing; or null beside tensors, an error of the collator."""
+    rows = Dataset.from_list([{name: value.tolist() for name, value in row.items()} for row in ROWS])
+    if labels == "output_all_columns":
+        rows = rows.with_format("torch", columns=["input_ids", "attention_mask"], output_all_columns=True)
+    else:
+        values = [None if place % 2 else [0.0, 1.0, 1.0] for place in range(len(ROWS))]
+        rows = rows.remove_columns("labels").add_column("labels", values).with_format("torch")
+    trainer = made(
+        teacher=tiny.bert(2), args=config(max_steps=1, logging_steps=1), train_dataset=rows, eval_dataset=None
+    )
+    trainer.train()
+    assert logged(trainer, "label_loss")[0] > 0

@@ -30,7 +30,8 @@ from hf_distill.hub.card.trainer_card import Stated, trainer_card
 from hf_distill.hub.readme import BEGIN, END
 from hf_distill.hub.reconciling import reconciled
 from hf_distill.models import MLPConfig, MLPForImageClassification
-from hf_distill.training.card_info import Lineage, training_facts
+from hf_distill.training.card_info import training_facts
+from hf_distill.training.provenance import Provenance
 
 pytest_plugins = ["local_hub.fixture"]
 
@@ -49,7 +50,7 @@ def _no_waiting(monkeypatch) -> None:
 @pytest.fixture
 def warned(caplog, monkeypatch):
     """Return a function that gives the warnings so far."""
-    library = transformers_logging.get_logger("hf_distill.training.published")
+    library = transformers_logging.get_logger("hf_distill.training.trainer_hub")
     monkeypatch.setattr(library, "propagate", True)
     monkeypatch.setattr(library, "level", logging.WARNING)
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
@@ -895,13 +896,13 @@ class TestCard:
             student = tiny.bert(0, num_labels=12, id2label=None, label2id=None)
             student.config.id2label = {key: names[int(key)] for key in keys}
             trainer = made(student, tiny.bert(1, **student_labels(names)))
-            assert training_facts(trainer, Lineage.of(trainer), None).data["label_names"] == names
+            assert training_facts(trainer, Provenance.of(trainer), None).data["label_names"] == names
 
     def test_rows_of_the_hub_are_named_with_their_commit(self):
         """A data set that is known, and left out; or one that is guessed."""
         trainer = measured()
         trainer.evaluate()
-        facts = training_facts(trainer, Lineage.of(trainer), None)
+        facts = training_facts(trainer, Provenance.of(trainer), None)
         known = {"id": "a/reviews", "revision": SHA, "config": "short"}
         facts = replace(facts, lineage={**facts.lineage, "dataset": known}, data={**facts.data, "split": "validation"})
         card = trainer_card(facts, Stated("mine"))

@@ -5,8 +5,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from hf_distill.data.splitting import split_words
-from hf_distill.hub.card.parts import table, yaml_of
+from hf_distill.hub.card.parts import split_words, table, yaml_of
 
 _HUB = "https://huggingface.co"
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hf_distill.data.splitting import split_words
 from hf_distill.evaluation.results import Results
+from hf_distill.hub.card.parts import split_words
 
 _WIDTH = 1.96  # standard errors to each side of a 95 % interval
 _CHOSEN_ON_THE_SAME = "The checkpoint was chosen on the very rows that the results come from, which flatters them."

@@ -6,7 +6,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_distill.data.splitting import split_words
 from hf_distill.evaluation.results import Results
 from hf_distill.evaluation.tables import markdown_table, results_table, summary
 from hf_distill.hub.card.licenses import objections, student_licence
@@ -20,6 +19,7 @@ from hf_distill.hub.card.parts import (
     licence_words,
     objective,
     settings,
+    split_words,
     table,
 )
 from hf_distill.hub.card.usage import usage

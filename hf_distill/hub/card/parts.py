@@ -104,3 +104,8 @@ def code_of_others(recipe: Mapping[str, Any]) -> str | None:
 def yaml_of(values: dict[str, Any]) -> str:
     """Write settings as YAML, in their order."""
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def split_words(split: str | float, train: str) -> str:
+    """Name a split, which may be a fraction of the training split."""
+    return split if isinstance(split, str) else f"a held-out {100 * split:g}% of {train}"

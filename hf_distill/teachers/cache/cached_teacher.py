@@ -1,6 +1,6 @@
-"""A teacher that has answered beforehand: its soft targets come with the batch, and no model is run."""
+"""A teacher whose soft targets were cached: they come with the batch, and no model is run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,45 +8,52 @@ from torch import Tensor
 
 from hf_distill.data.soft_targets import CACHED_LOGITS, CACHED_MASK
 from hf_distill.data.targets import ProblemType
-from hf_distill.teachers.several import Panel
+from hf_distill.teachers.several import Combination
+from hf_distill.teachers.source import SoftTargetSource, TeacherOutput
 
 
-class CachedTeacher:
-    """Soft targets that a data set brings along: those of each teacher, as it has given them.
+class CachedTeacher(SoftTargetSource):
+    """Soft targets that a data set brings along: the logits of each member.
 
     Args:
         device: the student's.
-        panel: how several teachers become one; None: there is one.
-        own_entries: entries of a batch that only the teacher has read.
+        combination: how several teachers become one; None: there is one.
+        batch_keys: further entries of a batch that only the teacher has read.
     """
 
-    def __init__(self, device: torch.device, panel: Panel | None = None, own_entries: set[str] | None = None) -> None:
-        self.own_entries = {CACHED_LOGITS, CACHED_MASK} | (own_entries or set())
+    def __init__(
+        self, device: torch.device, combination: Combination | None = None, batch_keys: frozenset[str] = frozenset()
+    ) -> None:
+        self.batch_keys = batch_keys | {CACHED_LOGITS, CACHED_MASK}
+        self.combination = combination
         self._device = device
-        self._panel = panel
 
-    def start(self, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
-        """See `Teaching.start`.
+    def __call__(self, batch: Mapping[str, Any]) -> TeacherOutput:
+        """Return the soft targets of a batch.
 
         Raises:
-            ValueError: the batch brings no soft targets.
+            ValueError: the batch brings none.
         """
-        members = inputs.get(CACHED_LOGITS)
+        members = batch.get(CACHED_LOGITS)
         if members is None:
             raise ValueError(
-                f"the batch has no {CACHED_LOGITS!r}, only {', '.join(inputs)}: the teacher has been let go, and its "
-                "answers come with the data sets of this trainer's own data loaders alone"
+                f"the batch has no {CACHED_LOGITS!r}, only {', '.join(batch)}: the teacher was released, and its soft "
+                "targets come with the data sets of this trainer's own data loaders alone"
             )
-        return lambda: [member.to(self._device) for member in members]
+        return TeacherOutput([member.to(self._device) for member in members])
 
-    def combine(self, members: list[Tensor], temperature: float, problem_type: ProblemType) -> Tensor:
-        """See `Teaching.combine`."""
-        return members[0] if self._panel is None else self._panel.combine(members, temperature, problem_type)
+    def combine(self, output: TeacherOutput, temperature: float, problem_type: ProblemType) -> Tensor:
+        """See `Combination.combine`."""
+        if self.combination is None:
+            return output.logits[0]
+        return self.combination.combine(output.logits, temperature, problem_type)
 
-    def judged(self, members: list[Tensor], problem_type: ProblemType) -> dict[str, Tensor]:
-        """See `Teaching.judged`."""
-        return {"the teacher": members[0]} if self._panel is None else self._panel.judged(members, problem_type)
+    def by_teacher(self, output: TeacherOutput, problem_type: ProblemType) -> dict[str, Tensor]:
+        """See `Combination.by_teacher`."""
+        if self.combination is None:
+            return super().by_teacher(output, problem_type)
+        return self.combination.by_teacher(output.logits, problem_type)
 
-    def mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
-        """See `Teaching.mask`: rows, or tokens, that the teacher has an answer for."""
-        return inputs.get(CACHED_MASK)
+    def mask(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Tell which rows, or tokens, have soft targets."""
+        return batch.get(CACHED_MASK)

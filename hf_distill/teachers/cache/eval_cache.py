@@ -1,54 +1,51 @@
-"""What a teacher has said of batches, so that one that comes again, as in each evaluation, is not asked about again."""
+"""Teacher outputs of the evaluation set, so that the teacher is run over it once."""
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_distill.teachers.source import Teaching
+from hf_distill.teachers.source import SoftTargetSource, TeacherOutput
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 _SEEDS = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)
 
 
-class Remembered:
-    """Answers to batches, known by all that is in them.
+class EvalCache:
+    """Teacher outputs of batches that come again, as in each evaluation, known by all that is in them.
 
-    A teacher is frozen, so what it has said holds as long as its weights are left alone. Batches that hold anything but
-    tensors are not known again.
+    A teacher is frozen, so they hold as long as its weights are left alone. Batches that hold anything but tensors are
+    not known again.
 
     Args:
-        max_bytes: of the answers that are kept, in the CPU's memory; from there on the teacher is asked each time.
+        max_bytes: of the outputs, in the CPU's memory; from there on the teacher is run each time.
     """
 
     def __init__(self, max_bytes: int = 2**30) -> None:
-        self._answers: dict[Hashable, list[Tensor]] = {}
+        self._outputs: dict[Hashable, list[Tensor]] = {}
         self._max_bytes = max_bytes
         self._num_bytes = 0
 
-    def start(self, teaching: Teaching, inputs: Mapping[str, Any]) -> Callable[[], list[Tensor]]:
-        """Begin to ask a teacher, or to fetch what it has said; see `Teaching.start`."""
-        content = content_of(inputs)
-        known = None if content is None else self._answers.get(content)
+    def output(self, source: SoftTargetSource, batch: Mapping[str, Any]) -> TeacherOutput:
+        """Return the teacher's output for a batch, computed now or before."""
+        if not source.can_be_remembered:
+            return source(batch)
+        content = content_of(batch)
+        known = None if content is None else self._outputs.get(content)
         if known is not None:
-            device = next(tensor.device for _, tensor in _tensors("", inputs) if tensor is not None)
-            return lambda: [member.to(device, copy=True) for member in known]
-        pending = teaching.start(inputs)
+            device = next(tensor.device for _, tensor in _tensors("", batch) if tensor is not None)
+            return TeacherOutput([logits.to(device, copy=True) for logits in known])
+        output = source(batch)
+        if content is not None:
+            self._add(content, [logits.detach().to("cpu", copy=True) for logits in output.logits])
+        return output
 
-        def ask() -> list[Tensor]:
-            members = pending()
-            if content is not None:
-                self._keep(content, [member.detach().to("cpu", copy=True) for member in members])
-            return members
-
-        return ask
-
-    def _keep(self, content: Hashable, members: list[Tensor]) -> None:
-        size = sum(member.numel() * member.element_size() for member in members)
+    def _add(self, content: Hashable, logits: list[Tensor]) -> None:
+        size = sum(each.numel() * each.element_size() for each in logits)
         if self._num_bytes + size <= self._max_bytes:
-            self._answers[content] = members
+            self._outputs[content] = logits
             self._num_bytes += size
 
 

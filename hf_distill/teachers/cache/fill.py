@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from hf_distill.data.fingerprints import ItemDigests
 from hf_distill.data.target_columns import first_token
 from hf_distill.teachers.cache.shards import ShardWriter
-from hf_distill.teachers.model import check_logits
+from hf_distill.teachers.source import check_logits
 
 Ask = Callable[[dict[str, Any]], tuple[list[Tensor], Tensor | None]]
 """Run the teacher on a batch: what its members say, and which rows or tokens it has an answer for (None: all)."""

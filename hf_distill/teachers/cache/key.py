@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from hf_distill.data.fingerprints import processor_settings
 from hf_distill.teachers.cache.shards import is_trace, write_whole
-from hf_distill.teachers.external import CallableTeacher
+from hf_distill.teachers.external import TeacherFunction, fingerprint_of
 from hf_distill.teachers.loading import unwrapped
-from hf_distill.teachers.model import FrozenTeacher
-from hf_distill.teachers.several import SeveralTeachers
-from hf_distill.teachers.source import Teaching
+from hf_distill.teachers.model import TeacherModel
+from hf_distill.teachers.several import TeacherEnsemble
+from hf_distill.teachers.source import SoftTargetSource
 
 KEY_FILE = "key.json"
 FORMAT = 1
@@ -139,11 +139,11 @@ def _shortened(value: Any, limit: int = 32) -> str:
 # ---- Of a run ----
 
 
-def teachers_key(teaching: Teaching, processors: Sequence[Any], max_lengths: Sequence[int | None]) -> list[Any]:
-    """Describe the teachers at work by all that decides what they say of a row.
+def teachers_key(source: SoftTargetSource, processors: Sequence[Any], max_lengths: Sequence[int | None]) -> list[Any]:
+    """Describe the teachers by all that decides their logits for a row.
 
     Args:
-        teaching: models, or a function that has an attribute `fingerprint`.
+        source: models, or a function that has an attribute `fingerprint`.
         processors: those that make views of their own of a row.
         max_lengths: for each of these, the tokens that it keeps.
 
@@ -153,18 +153,18 @@ def teachers_key(teaching: Teaching, processors: Sequence[Any], max_lengths: Seq
     Raises:
         ValueError: a teacher cannot be told from another one.
     """
-    if isinstance(teaching, CallableTeacher):
-        return [{"function": _fingerprint_of(teaching.function)}]
-    several = teaching if isinstance(teaching, SeveralTeachers) else None
-    members = several.members() if several is not None else [teaching]
+    if isinstance(source, TeacherFunction):
+        return [{"function": fingerprint_of(source.function)}]
+    members: Sequence[Any] = source.members if isinstance(source, TeacherEnsemble) else [source]
     specialists: list[Any] = [None] * len(members)
-    if several is not None:
-        specialists = [None] * len(several.generalists) + [
-            {"classes": each.classes, "oversampling": each.oversampling} for each in several.specialists
+    if isinstance(source, TeacherEnsemble):
+        combination = source.combination
+        specialists = [None] * combination.num_generalists + [
+            {"classes": classes, "oversampling": oversampling} for classes, oversampling in combination.specialists
         ]
     described = []
     for member, specialist in zip(members, specialists, strict=True):
-        assert isinstance(member, FrozenTeacher)
+        assert isinstance(member, TeacherModel)
         own = member.view
         described.append(
             {
@@ -178,12 +178,12 @@ def teachers_key(teaching: Teaching, processors: Sequence[Any], max_lengths: Seq
     return described
 
 
-def names_of(teaching: Teaching) -> list[dict[str, str | None]]:
+def names_of(source: SoftTargetSource) -> list[dict[str, str | None]]:
     """Name the teachers for the reader of a key, without the folders of this machine."""
-    members = teaching.members() if isinstance(teaching, SeveralTeachers) else [teaching]
+    members = source.members if isinstance(source, TeacherEnsemble) else [source]
     named = []
     for member in members:
-        if not isinstance(member, FrozenTeacher):
+        if not isinstance(member, TeacherModel):
             continue
         config: Any = getattr(unwrapped(member.model), "config", None)
         name = str(getattr(config, "_name_or_path", "") or "")
@@ -236,17 +236,6 @@ def _model_key(model: nn.Module) -> dict[str, Any]:
         "dtype": str(next(floating, None)).removeprefix("torch."),
         "quantization": _plain(quantization),
     }
-
-
-def _fingerprint_of(function: Any) -> str:
-    fingerprint = getattr(function, "fingerprint", None)
-    if not isinstance(fingerprint, str) or not fingerprint:
-        raise ValueError(
-            "precompute_teacher_logits: the teacher is a function, and nothing tells it from another one: give it an "
-            "attribute fingerprint, a string that changes whenever its answers do, or leave precompute_teacher_logits "
-            "out"
-        )
-    return fingerprint
 
 
 def _uncompiled(model: nn.Module) -> nn.Module:

@@ -3,23 +3,23 @@
 import pytest
 import torch
 
-from hf_distill.teachers.cache.eval_cache import Remembered, content_of, digest_on_device
+from hf_distill.teachers.cache.eval_cache import EvalCache, content_of, digest_on_device
+from hf_distill.teachers.source import TeacherOutput
 
 TYPES = ["bool", "uint8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "complex64"]
 
 
 class Counting:
-    """A teacher of which only `start` is used."""
+    """A teacher that counts how often it is run."""
+
+    can_be_remembered = True
 
     def __init__(self):
         self.num_asked = 0
 
-    def start(self, inputs):
-        def ask():
-            self.num_asked += 1
-            return [inputs["input_ids"].float() * 2]
-
-        return ask
+    def __call__(self, batch):
+        self.num_asked += 1
+        return TeacherOutput([batch["input_ids"].float() * 2])
 
 
 def batch(**changes):
@@ -88,28 +88,28 @@ class TestContent:
             assert len(set(half)) == len(seen)
 
 
-class TestRemembered:
+class TestEvalCache:
     def test_a_batch_is_asked_about_once(self):
         """Each evaluation costs as much as the first."""
-        teacher, remembered = Counting(), Remembered()
-        first, second = (remembered.start(teacher, batch())()[0] for _ in range(2))
+        teacher, remembered = Counting(), EvalCache()
+        first, second = (remembered.output(teacher, batch()).logits[0] for _ in range(2))
         assert teacher.num_asked == 1
         assert torch.equal(first, second)
-        remembered.start(teacher, batch(input_ids=torch.zeros(3, 4)))()
+        remembered.output(teacher, batch(input_ids=torch.zeros(3, 4)))
         assert teacher.num_asked == 2
 
     def test_what_was_given_away_is_not_what_is_kept(self):
         """An answer that a caller changes in place, changed for the next evaluation too."""
-        teacher, remembered = Counting(), Remembered()
+        teacher, remembered = Counting(), EvalCache()
         for _ in range(3):
-            (logits,) = remembered.start(teacher, batch())()
+            (logits,) = remembered.output(teacher, batch()).logits
             assert torch.equal(logits, batch()["input_ids"].float() * 2)
             logits.zero_()
 
     def test_no_more_is_kept_than_there_is_room_for(self):
         """The CPU's memory filled by an evaluation set of other rows each time."""
-        teacher, remembered = Counting(), Remembered(max_bytes=100)
+        teacher, remembered = Counting(), EvalCache(max_bytes=100)
         for _ in range(2):
             for number in range(3):
-                remembered.start(teacher, batch(number=torch.tensor(number)))()
+                remembered.output(teacher, batch(number=torch.tensor(number)))
         assert teacher.num_asked == 3 + 1  # 48 bytes each: two are kept

@@ -1,10 +1,9 @@
-"""A `Trainer` that publishes its student with a card of how it was distilled."""
+"""The card of a trainer's student, and its pushes."""
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,18 @@ from hf_distill.hub.snapshots import (
     stage,
     student_files,
 )
-from hf_distill.training.card_info import Lineage, training_facts
-from hf_distill.training.precomputed import PrecomputedTrainer
+from hf_distill.teachers.cache.cache import folder_of
+from hf_distill.training.card_info import training_facts
 
 logger = logging.get_logger(__name__)
 
 _LAST_CHECKPOINT = "last-checkpoint"
 
 
-class PublishedTrainer(PrecomputedTrainer):
-    """`PrecomputedTrainer`, whose model card says how the student was distilled, and whose pushes are whole.
+class TrainerHub:
+    """Writes the card of a `DistillationTrainer`'s student, and pushes it.
 
-    What differs from `Trainer`:
+    What differs from `Trainer` itself:
 
     - README.md belongs to the user: the card is a marked section of it, and the rest stays as it is, here and on the
       Hub, where somebody may have written in it meanwhile. Each push writes the card, those of a training too.
@@ -53,19 +52,21 @@ class PublishedTrainer(PrecomputedTrainer):
     - Keys in a text, and paths and names of this machine in one that is not README.md, stop a push.
     - What goes wrong with a push in the background is logged as a warning, and the training goes on.
     - A private repository that turns out to be there already, and public, is refused.
+
+    Args:
+        trainer: a DistillationTrainer, with `provenance`, noted when it was new.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
         self._stated: dict[str, Any] = {}
         self._card: Callable[[str | None], ModelCard] | None = None
         self._objections: set[str] = set()
         self._pushes: ThreadPoolExecutor | None = None
-        super().__init__(*args, **kwargs)
-        self._lineage = Lineage.of(self)
 
     # ---- The card ----
 
-    def create_model_card(
+    def write_card(
         self,
         language: str | list[str] | None = None,
         license: str | None = None,
@@ -97,7 +98,7 @@ class PublishedTrainer(PrecomputedTrainer):
         Raises:
             ValueError: README.md cannot be read, or its marks are broken; nothing is written then.
         """
-        if not self.is_world_process_zero():
+        if not self._trainer.is_world_process_zero():
             return
         said = {
             "language": language,
@@ -112,10 +113,10 @@ class PublishedTrainer(PrecomputedTrainer):
         }
         self._stated |= {name: value for name, value in said.items() if value is not None}
         words = {"model_name": self._model_name(), **self._stated}
-        training = training_facts(self, self._lineage, words.pop("finetuned_from", None))
+        training = training_facts(self._trainer, self._trainer.provenance, words.pop("finetuned_from", None))
         stated = Stated(**words)
         picture = student_curves(training.curve, training.metric)
-        repo_id = self.hub_model_id or self.args.hub_model_id or ""
+        repo_id = self._trainer.hub_model_id or self._trainer.args.hub_model_id or ""
         self._card = partial(
             _card, training, stated, repo_id if "/" in repo_id else None, None if picture is None else PLOT
         )
@@ -125,7 +126,7 @@ class PublishedTrainer(PrecomputedTrainer):
             self._objections.add(line)
 
     def _write_card(self, card: Callable[[str | None], ModelCard], picture: bytes | None) -> None:
-        folder = Path(self.args.output_dir)
+        folder = Path(self._trainer.args.output_dir)
         readme = folder / README
         existing = None if self._is_made_by_peft(readme) else read_readme(readme)
         licence, wanted = users_licence(existing), self._stated.get("license")
@@ -140,33 +141,21 @@ class PublishedTrainer(PrecomputedTrainer):
             (folder / PLOT).write_bytes(picture)
 
     def _model_name(self) -> str:
-        named = self.hub_model_id or self.args.hub_model_id
-        return named.split("/")[-1] if named else Path(self.args.output_dir).absolute().name
+        named = self._trainer.hub_model_id or self._trainer.args.hub_model_id
+        return named.split("/")[-1] if named else Path(self._trainer.args.output_dir).absolute().name
 
     def _is_made_by_peft(self, readme: Path) -> bool:
         """Tell whether a README.md is the form that PEFT lays beside an adapter, in which nobody has written."""
-        model: Any = self.accelerator.unwrap_model(self.model)
+        model: Any = self._trainer.accelerator.unwrap_model(self._trainer.model)
         if not hasattr(model, "create_or_update_model_card") or not readme.is_file():
             return False
         with tempfile.TemporaryDirectory() as folder:
             model.create_or_update_model_card(folder)
             return (Path(folder) / README).read_bytes() == readme.read_bytes()
 
-    # ---- Saving ----
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the student as `Trainer` does; a README.md there stays as it is, and no file holds the token."""
-        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        if folder.resolve() == Path(self.args.output_dir).resolve():
-            self._finish_current_push()  # it may be reading what is written now
-        with _kept(folder / README, is_writer=self.args.should_save), _without_token(self.args):
-            super().save_model(output_dir, _internal_call=True)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
-
     # ---- Pushing ----
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+    def create_repository(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository that the student goes to, if there is none.
 
         Args:
@@ -176,21 +165,22 @@ class PublishedTrainer(PrecomputedTrainer):
         Raises:
             ValueError: the Hub did not make it, or it is public and should be private; the message has the remedy.
         """
-        if not self.is_world_process_zero():
+        if not self._trainer.is_world_process_zero():
             return
-        named = self.args.hub_model_id
-        self.hub_model_id = make_repository(
-            Path(self.args.output_dir).absolute().name if named is None else named,
-            private=private if private is not None else self.args.hub_private_repo,
-            token=token if token is not None else self.args.hub_token,
+        named = self._trainer.args.hub_model_id
+        self._trainer.hub_model_id = make_repository(
+            Path(self._trainer.args.output_dir).absolute().name if named is None else named,
+            private=private if private is not None else self._trainer.args.hub_private_repo,
+            token=token if token is not None else self._trainer.args.hub_token,
         )
-        self.push_in_progress: PushInProgress | None = None
-        delete_staged(Path(self.args.output_dir))
+        self._trainer.push_in_progress = None
+        delete_staged(Path(self._trainer.args.output_dir))
 
-    def push_to_hub(
+    def push(
         self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
+        commit_message: str | None,
+        blocking: bool,
+        *,
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
@@ -216,34 +206,34 @@ class PublishedTrainer(PrecomputedTrainer):
             ValueError: there is something in the files that must not be published, or the Hub did not take them; the
                 message has the remedy. The output folder holds the student in any case.
         """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token if token is not None else self.args.hub_token
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
+        self._trainer.callback_handler.on_push_begin(self._trainer.args, self._trainer.state, self._trainer.control)
+        token = token if token is not None else self._trainer.args.hub_token
+        if self._trainer.hub_model_id is None:
+            self.create_repository(token=token, private=private)
+        self._trainer.save_model(_internal_call=True)
+        if not self._trainer.is_world_process_zero():
             return None
         tags = kwargs.pop("tags", None) or []
-        tags = [*([tags] if isinstance(tags, str) else tags), *(getattr(self.model, "model_tags", None) or [])]
+        tags = [*([tags] if isinstance(tags, str) else tags), *(getattr(self._trainer.model, "model_tags", None) or [])]
         self._renew_card(tags=tags or None, **kwargs)
-        folder = Path(self.args.output_dir)
-        files = student_files(folder, left_out=[self._folder])
+        folder = Path(self._trainer.args.output_dir)
+        files = student_files(folder, left_out=[folder_of(self._trainer.args)])
         snapshot = self._snapshot(commit_message or "End of training", files)
         job = partial(push, snapshot, self._branch(revision), token)
         return job() if blocking else self._in_background(partial(_warned, job, snapshot.title))
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+    def push_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the student of a checkpoint that was saved just now, and the checkpoint if `hub_strategy` says so."""
-        strategy = self.args.hub_strategy
-        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+        strategy = self._trainer.args.hub_strategy
+        if not self._trainer.is_world_process_zero() or strategy == HubStrategy.END:
             return
-        is_busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if is_busy and not self.args.hub_always_push:
+        is_busy = self._trainer.push_in_progress is not None and not self._trainer.push_in_progress.is_done()
+        if is_busy and not self._trainer.args.hub_always_push:
             return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        by_step = self.args.save_strategy == SaveStrategy.STEPS
-        place = f"step {self.state.global_step}" if by_step else f"epoch {int(self.state.epoch or 0)}"
-        title, output, replaced = f"Training in progress, {place}", Path(self.args.output_dir), ""
+        self._trainer.callback_handler.on_push_begin(self._trainer.args, self._trainer.state, self._trainer.control)
+        by_step = self._trainer.args.save_strategy == SaveStrategy.STEPS
+        place = f"step {self._trainer.state.global_step}" if by_step else f"epoch {int(self._trainer.state.epoch or 0)}"
+        title, output, replaced = f"Training in progress, {place}", Path(self._trainer.args.output_dir), ""
         try:
             self._renew_card()
             staged = stage(Path(checkpoint_folder), output)
@@ -256,32 +246,34 @@ class PublishedTrainer(PrecomputedTrainer):
             replaced = _LAST_CHECKPOINT if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
             files += checkpoint_files(staged, replaced)
         snapshot = self._snapshot(title, files, replaced)
-        job = partial(push, snapshot, self._branch(None), self.args.hub_token)
+        job = partial(push, snapshot, self._branch(None), self._trainer.args.hub_token)
         self._in_background(partial(_warned, job, title, staged))
 
     def _renew_card(self, **kwargs: Any) -> None:
         # Through the public method, as in the parent: a subclass may write another card, which then goes out as it is.
         self._card = None
         name = kwargs.pop("model_name", None) or self._stated.get("model_name") or self._model_name()
-        self.create_model_card(model_name=name, **kwargs)
+        self._trainer.create_model_card(model_name=name, **kwargs)
 
     def _snapshot(self, title: str, files: Sequence[Outgoing], replaced: str = "") -> Snapshot:
-        names = getattr(self._student_config, "id2label", None) or {}
+        names = getattr(getattr(self._trainer.student, "config", None), "id2label", None) or {}
         words = {word for name in names.values() for word in str(name).split()}
-        return Snapshot(title, files, Path(self.args.output_dir) / README, self._card, replaced, words)
+        return Snapshot(title, files, Path(self._trainer.args.output_dir) / README, self._card, replaced, words)
 
     def _branch(self, revision: str | None) -> Destination:
-        assert self.hub_model_id is not None
-        return Destination(self.hub_model_id, revision=revision if revision is not None else self.args.hub_revision)
+        assert self._trainer.hub_model_id is not None
+        return Destination(
+            self._trainer.hub_model_id, revision=revision if revision is not None else self._trainer.args.hub_revision
+        )
 
     def _in_background(self, job: Callable[[], Any]) -> Future[Any]:
         if self._pushes is None:
             self._pushes = ThreadPoolExecutor(max_workers=1)  # one after the other
         future = self._pushes.submit(job)
-        if self.push_in_progress is None or self.push_in_progress.is_done():
-            self.push_in_progress = PushInProgress([future])
+        if self._trainer.push_in_progress is None or self._trainer.push_in_progress.is_done():
+            self._trainer.push_in_progress = PushInProgress([future])
         else:
-            self.push_in_progress.jobs.append(future)
+            self._trainer.push_in_progress.jobs.append(future)
         return future
 
 
@@ -299,24 +291,3 @@ def _warned(job: Callable[[], CommitInfo], title: str, staged: Path | None = Non
     finally:
         if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
-
-
-@contextmanager
-def _kept(readme: Path, *, is_writer: bool) -> Iterator[None]:
-    """Keep a README.md as it is: PEFT writes into one that it finds beside the adapters that it saves."""
-    before = readme.read_bytes() if is_writer and readme.is_file() else None
-    try:
-        yield
-    finally:
-        if before is not None and readme.read_bytes() != before:
-            readme.write_bytes(before)
-
-
-@contextmanager
-def _without_token(args: Any) -> Iterator[None]:
-    """Take the token out of the settings while they are pickled beside the weights."""
-    token, args.hub_token = args.hub_token, None
-    try:
-        yield
-    finally:
-        args.hub_token = token

@@ -1,0 +1,85 @@
+"""The parts of the loss: their means for `log`, and the exact loss of an evaluation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_distill.training.objective import TERMS, Step, Term
+
+
+class LossLog:
+    """Sums that stay on the device, and are read only when they are logged.
+
+    Args:
+        device: of the student.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._parts = torch.zeros(len(TERMS), device=device)
+        self._num_steps = 0
+        self._evaluated: list[Tensor] = []
+        self._added: list[Tensor] = []
+
+    # ---- Training ----
+
+    def reset(self) -> None:
+        """Forget what was added since the last entry."""
+        self._parts.zero_()
+        self._num_steps = 0
+
+    def add_step(self, means: Mapping[str, Tensor], scale: int, *, is_update: bool) -> None:
+        """Add the means of a micro-batch."""
+        self._parts += torch.stack([means[name].detach() for name in TERMS]).float() * scale
+        self._num_steps += is_update
+
+    def pop_means(self, accelerator: Any) -> dict[str, float]:
+        """Return the mean of each term over the steps since the last time, and over all processes."""
+        means = accelerator.reduce(self._parts / max(self._num_steps, 1), reduction="mean").tolist()
+        self.reset()
+        return dict(zip(TERMS, means, strict=True))
+
+    # ---- Evaluation ----
+
+    def start_evaluation(self) -> None:
+        """Forget the evaluation before."""
+        self._evaluated, self._added = [], []
+
+    def add_evaluated(self, terms: Mapping[str, Term], gather: Any) -> None:
+        """Add the terms of a batch; `gather` returns the rows of all processes, each once."""
+        by_row = torch.stack([values for name in TERMS for values in terms[name]], dim=1)
+        self._evaluated.append(gather(by_row).sum(dim=0))
+
+    def add_beside(self, added: Tensor, num_rows: int, gather: Any) -> None:
+        """Add what a subclass has added to the loss of a batch of `num_rows` rows."""
+        rows = gather(added.expand(num_rows).contiguous())
+        self._added.append(torch.stack([rows.sum(), torch.ones_like(rows).sum()]))
+
+    def finish_evaluation(self, step: Step, *, has_teacher: bool) -> dict[str, float | None]:
+        """Return the loss and its parts over all rows; None for those that there is nothing to measure against.
+
+        A set without any soft target is evaluated by its labels alone: its label loss with a small weight would pass
+        for a good student's.
+
+        Returns:
+            nothing if no batch was added; else `loss`, and `soft_loss` and `label_loss` where there are any.
+        """
+        if not self._evaluated:
+            return {}
+        sums = torch.stack(self._evaluated).double().sum(dim=0).tolist()
+        values, counts = dict(zip(TERMS, sums[::2], strict=True)), dict(zip(TERMS, sums[1::2], strict=True))
+        means = {name: values[name] / max(counts[name], 1) for name in TERMS}
+        weights = step.weights
+        if has_teacher and not counts["soft"]:
+            weights = {"label": 1.0, "soft": 0.0}
+        loss = sum(weights[name] * means[name] for name in TERMS)
+        if self._added:
+            added, num_rows = torch.stack(self._added).double().sum(dim=0).tolist()
+            loss += added / num_rows
+        found: dict[str, float | None] = {"loss": loss if any(counts.values()) else None}
+        if has_teacher and counts["soft"]:
+            found["soft_loss"] = means["soft"]
+        if counts["label"]:
+            found["label_loss"] = means["label"]
+        return found

@@ -1,0 +1,178 @@
+"""The objective of a run: which rows count, the terms of the loss, and their means over the whole accumulated batch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_distill.data.targets import ProblemType, label_mask, token_mask
+from hf_distill.teachers.source import SoftTargetSource, logits_of
+from hf_distill.training.config import DistillationConfig
+from hf_distill.training.losses.soft import label_loss, soft_target_loss
+from hf_distill.training.repeated_rows import REPEATED_ROWS
+
+TERMS = ("label", "soft")
+"""The terms of the loss. A further one needs an entry here, in `Step.weights`, in `Objective.terms` and in `counts`."""
+
+
+class Term(NamedTuple):
+    """One term of the loss: its values summed over the tokens or entries of each row, and their number, `(batch,)`."""
+
+    values: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """alpha and the temperature of a step of the training, or of an evaluation."""
+
+    alpha: float
+    temperature: float
+    is_training: bool
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each term of the loss."""
+        return {"label": self.alpha, "soft": 1 - self.alpha}
+
+
+class Objective:
+    """Sums and means of the terms of the loss; it holds no data and no teacher.
+
+    Args:
+        args: the settings.
+        problem_type: None leaves it to the first labels.
+        is_token_level: each token has a label.
+        label_loss_func: in the place of the label loss, `(outputs, labels, num_items_in_batch) -> loss`.
+    """
+
+    def __init__(
+        self,
+        args: DistillationConfig,
+        *,
+        problem_type: ProblemType | None,
+        is_token_level: bool,
+        label_loss_func: Callable[..., Tensor] | None = None,
+    ) -> None:
+        self.args = args
+        self.problem_type = problem_type
+        self.is_token_level = is_token_level
+        self._label_loss_func = label_loss_func
+
+    def at(self, state: Any, *, is_training: bool) -> Step:
+        """Return alpha and the temperature of now; evaluation has their end values."""
+        args = self.args
+        if not is_training:
+            return Step(args.last_alpha, args.last_temperature, False)
+        place = state.global_step, state.max_steps
+        return Step(args.alpha_at(*place), args.temperature_at(*place), True)
+
+    def soft_mask(self, batch: Mapping[str, Any], source: SoftTargetSource | None) -> Tensor | None:
+        """Tell which rows, or tokens, have soft targets that count; None: all."""
+        masks = [None if source is None else source.mask(batch)]
+        if REPEATED_ROWS in batch:
+            first_time = ~batch[REPEATED_ROWS]
+            masks.append(first_time[:, None] if self.is_token_level else first_time)
+        if self.is_token_level:
+            masks.append(token_mask(batch.get("attention_mask"), batch.get("labels")))
+        present = [mask for mask in masks if mask is not None]
+        return reduce(torch.logical_and, present) if present else None
+
+    def counts(
+        self, batch: Mapping[str, Any], source: SoftTargetSource | None, main_input: Tensor, *, is_training: bool
+    ) -> Tensor:
+        """Count what each term is a mean over, `(terms,)`: a row without a label still has a soft target."""
+        labels, mask = batch.get("labels"), self.soft_mask(batch, source)
+        num_rows: Any = main_input.shape[:2].numel() if self.is_token_level else main_input.shape[0]
+        num_soft = num_rows if mask is None else mask.expand(main_input.shape[: mask.dim()]).sum()
+        num_labels: Any = 0
+        if labels is not None and (self.args.uses_labels or not is_training):
+            num_labels = label_mask(labels, self.kind(labels)).sum()
+        counts = torch.zeros(len(TERMS), device=main_input.device)
+        counts[0], counts[1] = num_labels, num_soft
+        return counts
+
+    def num_items(self, counts: Tensor) -> Tensor:
+        """Return the number of labels, as `Trainer` has it, with the counts of all terms in its attribute `by_term`."""
+        by_term = dict(zip(TERMS, counts, strict=True))
+        num_labels = by_term["label"]
+        num_labels.by_term = by_term  # type: ignore[attr-defined]
+        return num_labels
+
+    def parts_to_log(self, means: Mapping[str, float], state: Any) -> dict[str, float]:
+        """Return the parts of the loss that this run has, and alpha and temperature where they move."""
+        is_used = {"label": self.args.uses_labels, "soft": self.args.uses_teacher}
+        logs = {f"{name}_loss": value for name, value in means.items() if is_used[name]}
+        if self.args.schedule != "constant":
+            place = max(state.global_step - 1, 0), state.max_steps
+            logs |= {"alpha": self.args.alpha_at(*place), "temperature": self.args.temperature_at(*place)}
+        return logs
+
+    def kind(self, labels: Tensor | None) -> ProblemType:
+        """Return the problem type, which the first labels may decide."""
+        if self.problem_type is None:
+            if labels is None:
+                return "single_label_classification"
+            floating = labels.is_floating_point()
+            self.problem_type = "multi_label_classification" if floating else "single_label_classification"
+        return self.problem_type
+
+    def terms(
+        self,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        teacher_logits: Tensor | None,
+        mask: Tensor | None,
+        step: Step,
+    ) -> dict[str, Term]:
+        """Compute the terms of a batch.
+
+        Args:
+            outputs: the student's.
+            batch: with `labels`, or without.
+            teacher_logits: in the student's label order; None: no soft targets have any weight.
+            mask: what `soft_mask` has returned.
+            step: its temperature is that of the soft targets; evaluation looks at the labels whatever alpha is.
+
+        Raises:
+            ValueError: the student's logits are not those of a classifier.
+        """
+        logits, labels = logits_of(outputs), batch.get("labels")
+        if logits.dim() != (3 if self.is_token_level else 2):
+            raise ValueError(
+                f"the student's logits have shape {tuple(logits.shape)}: a classifier's are (batch, num_labels), or "
+                "(batch, tokens, num_labels) for token classification"
+            )
+        kind, num_rows = self.kind(labels), logits.shape[0]
+        zeros = logits.new_zeros(num_rows, dtype=torch.promote_types(logits.dtype, torch.float32))
+        found = {name: Term(zeros, zeros) for name in TERMS}
+        if teacher_logits is not None:
+            num_soft = zeros + 1 if mask is None else mask.reshape(num_rows, -1).sum(-1)
+            values = soft_target_loss(logits, teacher_logits, step.temperature, kind)
+            values = values if mask is None else values.masked_fill(~mask, 0.0)
+            found["soft"] = Term(values.reshape(num_rows, -1).sum(-1), num_soft.to(zeros.dtype))
+        if labels is not None and (self.args.uses_labels or not step.is_training):
+            values = self._label_losses(outputs, logits, labels, kind)
+            num_labels = label_mask(labels, kind).reshape(num_rows, -1).sum(-1)
+            found["label"] = Term(values.reshape(num_rows, -1).sum(-1), num_labels.to(zeros.dtype))
+        return found
+
+    def _label_losses(self, outputs: Any, logits: Tensor, labels: Tensor, kind: ProblemType) -> Tensor:
+        if self._label_loss_func is None:
+            return label_loss(logits, labels, kind, self.args.label_smoothing_factor)
+        present = label_mask(labels, kind)
+        # Weighted by the number of its labels, a mean over this micro-batch becomes a sum; its share goes to each.
+        value = self._label_loss_func(outputs, labels, num_items_in_batch=present.sum().clamp(min=1))
+        return present * value
+
+
+def means_of(terms: Mapping[str, Term], counts: Mapping[str, Tensor | int] | None) -> dict[str, Tensor]:
+    """Return the mean of each term over the counts of the accumulated batch; None: this micro-batch is all there is."""
+    means = {}
+    for name, term in terms.items():
+        count = term.counts.sum() if counts is None else torch.as_tensor(counts[name], device=term.values.device)
+        means[name] = term.values.sum() / count.clamp(min=1)
+    return means
