@@ -1,5 +1,7 @@
 """What makes a step fast must change nothing but the time."""
 
+import os
+import shutil
 from typing import Any
 
 import pytest
@@ -246,6 +248,7 @@ class TestCompiling:
         assert compiled == [(trainer.teacher, {"backend": "inductor", "mode": None})]
 
     @pytest.mark.slow
+    @pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="needs a C++ compiler")
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, within torch
     def test_by_the_default_compiler(self):
         """Inductor fuses operations, which `eager` does not."""

@@ -51,7 +51,7 @@ def _show_warning(
     show: Callable[..., None], message: Warning | str, category: type[Warning], filename: str, *where: Any
 ) -> None:
     """Print a warning of this package as one line, and any other as Python does."""
-    if Path(filename).is_relative_to(Path(__file__).parent):
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
         _warn_of([str(message)])
     else:
         show(message, category, filename, *where)

@@ -47,6 +47,8 @@ class LabelSpace:
         Raises:
             ValueError: a name is that of no class.
         """
+        if any(value is None for value in values):  # beside arrays it must become a list, and then they all must be
+            values = [value.tolist() if isinstance(value, Tensor | np.ndarray) else value for value in values]
         lists = [value for value in values if isinstance(value, list | tuple)]
         width = len(lists[0]) if lists else self.num_labels if self.problem_type == _MULTI else None
         found: list[Any] = []
@@ -225,7 +227,8 @@ def label_columns(dataset: Any) -> tuple[list[str], list[str]] | None:
         None if the columns are not known: a transform makes the rows, or they have to be read first.
     """
     if isinstance(dataset, datasets.Dataset):
-        shown = dataset.format["columns"] if is_arrow(dataset) else []
+        is_all = not is_arrow(dataset) or dataset.format["output_all_columns"]
+        shown = ([] if not is_arrow(dataset) else None) if is_all else dataset.format["columns"]
         names = [name for name in dataset.column_names if shown is None or name in shown]
     elif isinstance(dataset, list | tuple):
         names = list(dataset[0]) if dataset and isinstance(dataset[0], Mapping) else []

@@ -73,6 +73,11 @@ def load_rows(
         return _sklearn_digits()
     if dataset is not None and dataset.startswith("sklearn:"):
         raise ValueError(f"data.dataset: {dataset!r} is not known; of scikit-learn's data sets, sklearn:digits is")
+    if dataset is not None and Path(dataset).exists():
+        raise ValueError(
+            f"data.dataset: {dataset} is a Hub id, and there is a file or folder of that name here: write data.path "
+            "for it, or move it away"
+        )
     try:
         if dataset is not None:
             loaded = datasets.load_dataset(dataset, name, revision=revision)
@@ -276,6 +281,7 @@ def prepare_splits(
     train_split: str = "train",
     eval_split: str | float | None = None,
     test_split: str | float | None = None,
+    split_seed: int = 42,
     max_train_rows: int | None = None,
     seed: int = 42,
     label_names: Sequence[str] | None = None,
@@ -289,8 +295,9 @@ def prepare_splits(
         train_split: see `choose_splits`, as for the next two.
         eval_split: as above; or a fraction of the training split, see `splitting.draw`.
         test_split: as above.
+        split_seed: decides which rows the fractions draw.
         max_train_rows: keep so many training rows, drawn at random from what the fractions have left.
-        seed: decides what is drawn.
+        seed: decides which these are.
         label_names: names of the classes in their order, for labels that are plain numbers, or to fix the order of
             labels that are text.
         **column_names: see `find_columns`.
@@ -307,7 +314,7 @@ def prepare_splits(
     assert columns.label is not None
     words = columns.inputs[0] if task == "token-classification" else None
     indexed, names = index_labels(chosen, columns.label, words=words, label_names=label_names)
-    indexed |= _drawn(indexed["train"], columns.inputs, specs, seed)
+    indexed |= _drawn(indexed["train"], columns.inputs, specs, split_seed)
     splits = {role: indexed[role] for role in specs}
     if max_train_rows is not None and max_train_rows < len(splits["train"]):
         splits["train"] = splits["train"].shuffle(seed=seed).select(range(max_train_rows))

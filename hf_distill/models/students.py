@@ -55,7 +55,7 @@ def model_from_checkpoint(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"cannot load the model {name_or_path!r} for {task}: {first_line(error)}") from error
     mismatched = sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report["mismatched_keys"])
     if mismatched and not new_head:

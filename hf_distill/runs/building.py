@@ -219,7 +219,7 @@ def in_the_students_order(recipe: Recipe, splits: Splits) -> Splits:
     try:
         options = source_options(teacher.model, teacher.revision, teacher.trust_remote_code)
         config = AutoConfig.from_pretrained(teacher.model, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"cannot load the teacher {teacher.model!r}: {first_line(error)}") from error
     label_map = recipe.training.get("teacher_label_map")
     align_labels(names_in_order(config.id2label), splits.label_names, label_map)  # its errors say which side is which

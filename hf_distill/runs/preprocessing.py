@@ -328,7 +328,7 @@ def _config(section: Section) -> Any:
     try:
         options = source_options(section.model, section.revision, section.trust_remote_code)
         return AutoConfig.from_pretrained(section.model, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"cannot load the model {section.model!r}: {first_line(error)}") from error
 
 

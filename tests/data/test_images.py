@@ -190,6 +190,7 @@ class TestAugmentation:
         seen = {tuple(row["pixel_values"].flatten().tolist()) for row in rows.__getitems__(range(200))}
         assert len(seen) == 3 * 3 * 2
 
+    @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")  # on one core
     def test_living_workers_follow_the_epoch_and_change_nothing(self):
         """Persistent workers keep a copy of the data set: every epoch would look like the first."""
         rows = images(**AUGMENTED)

@@ -153,6 +153,14 @@ class TestUnreadableSources:
         with pytest.raises(ValueError, match="the columns sentence, label, another one before it text, label"):
             load_rows(path="data")
 
+    def test_a_hub_id_is_never_a_folder_that_lies_here(self):
+        """Rows of somebody's files under the name of a data set of the Hub."""
+        write_csv("stanfordnlp/sst2/train.csv", "text,label", "a,0")
+        with pytest.raises(
+            ValueError, match=r"stanfordnlp/sst2 is a Hub id, and there is a file or folder .* write data\.path"
+        ):
+            load_rows(dataset="stanfordnlp/sst2")
+
     def test_a_data_set_that_is_not_on_the_hub(self):
         """The remedy: local files have a key of their own."""
         with pytest.raises(

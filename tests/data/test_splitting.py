@@ -185,6 +185,11 @@ class TestFractions:
         splits = prepare_splits(self.ROWS, TEXT, test_split=0.2)
         assert [len(rows) for rows in splits.named().values()] == [48, 3, 12]
 
+    def test_the_seed_of_the_training_holds_out_the_same_rows(self):
+        """A ready teacher that is evaluated on rows that it was trained on, with another seed."""
+        one, other = (prepare_splits(self.ROWS, TEXT, eval_split=0.2, seed=seed) for seed in (1, 2))
+        assert one.evaluation[:] == other.evaluation[:]
+
     def test_other_splits_have_another_fingerprint(self):
         """A run that goes on with models which were trained on today's evaluation rows."""
         first, again, *others = (
@@ -192,7 +197,7 @@ class TestFractions:
             for options in (
                 {"eval_split": 0.1},
                 {"eval_split": 0.1},
-                {"eval_split": 0.1, "seed": 1},
+                {"eval_split": 0.1, "split_seed": 1},
                 {"eval_split": 0.2},
                 {"eval_split": 0.1, "test_split": 0.1},
             )

@@ -15,12 +15,13 @@ import yaml
 from huggingface_hub import HfApi
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from hf_distill import DistillationConfig, DistillationTrainer, cli
-from hf_distill.casting import Cast, Member
+from hf_distill import DistillationConfig, DistillationTrainer
+from hf_distill.cli import main as cli
 from hf_distill.data.loading import load_rows, prepare_splits
 from hf_distill.evaluation.measuring import Metrics
 from hf_distill.evaluation.results import Results
 from hf_distill.hub.card.parts import code_of_others
+from hf_distill.runs.building import Cast, Member
 from hf_distill.runs.recipe.describe import plan
 from hf_distill.runs.recipe.reading import RecipeError, command_for, load_recipe, read_resolved
 from hf_distill.runs.recipe.schema import Recipe
@@ -413,8 +414,12 @@ class TestDataSets:
         save_rows()
         Path("data", script).write_text(code("data", ""))
         source = {named: "data"}
-        if script == "data.py":
-            with pytest.raises(ValueError, match=r"data: cannot read data: .*found data\.py\. No code of a data set"):
+        if script == "data.py" or named == "dataset":
+            refused = "data is a Hub id, and there is a file or folder of that name here"
+            refused = (
+                refused if named == "dataset" else r"data: cannot read data: .*found data\.py\. No code of a data set"
+            )
+            with pytest.raises(ValueError, match=refused):
                 load_rows(**source)
         else:
             assert load_rows(**source)["train"].num_rows == 32

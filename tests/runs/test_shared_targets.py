@@ -266,7 +266,7 @@ class TestWhatDoesNotFit:
         Path("data/train.jsonl").write_text("\n".join(lines))
         message = refusal(recipe)
         assert message.startswith("teacher.logits: 1 of 13")
-        assert f"rows have no soft targets in {TARGETS}, and there is no teacher to ask" in message
+        assert f"rows have no soft targets in {TARGETS}, and there is no teacher" in message
 
     def test_what_was_another_in_their_making_is_named(self, recipe):
         """All rows are missing, and a user looks for the reason in the data."""

@@ -31,7 +31,7 @@ from transformers.integrations import is_tensorboard_available
 from hf_distill.evaluation.results import Results
 from hf_distill.runs.recipe.reading import load_recipe
 from hf_distill.runs.train import distill
-from hf_distill.teachers.model import FrozenTeacher
+from hf_distill.teachers.model import TeacherModel
 
 SMALL = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
 
@@ -331,13 +331,13 @@ def test_a_teacher_with_another_tokenizer_gets_its_own_ids(monkeypatch):
     save_base("other")
     Path("other/tokenizer.json").write_text(json.dumps(backend))
     asked = []
-    start = FrozenTeacher.start
+    run_teacher = TeacherModel.__call__
 
     def listening(teacher, inputs):
         asked.append((inputs["teacher_inputs"][0]["input_ids"], inputs["input_ids"]))
-        return start(teacher, inputs)
+        return run_teacher(teacher, inputs)
 
-    monkeypatch.setattr(FrozenTeacher, "start", listening)
+    monkeypatch.setattr(TeacherModel, "__call__", listening)
     run({**recipe, "student": {"model": "other"}})
     teacher, student = (AutoTokenizer.from_pretrained(folder) for folder in ("base", "other"))
     texts = [

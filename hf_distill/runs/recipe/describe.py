@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig
 
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
-from hf_distill.data.splitting import split_words
+from hf_distill.hub.card.parts import split_words
 from hf_distill.models.sources import first_line, needs_consent, source_options
 from hf_distill.models.students import model_from_config, student_from_teacher
 from hf_distill.models.tasks import AUTO_CLASSES
@@ -160,7 +160,7 @@ def _on_meta(section: Teacher | Student, recipe: Recipe, teacher: Any) -> Any:
         try:
             config = AutoConfig.from_pretrained(section.model, **options)
             return AUTO_CLASSES[recipe.task].from_config(config, trust_remote_code=section.trust_remote_code)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             if needs_consent(error):
                 raise ValueError(f"cannot load the model {section.model!r}: {first_line(error)}") from error
             raise _UnreadableError(first_line(error)) from error

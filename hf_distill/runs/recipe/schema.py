@@ -38,10 +38,15 @@ class Data(_Section):
     train_split: str = Field("train", description="Training split, or a part of one: train[:90%].")
     eval_split: str | float | None = Field(
         None,
-        description="Split that the models are evaluated on; or a fraction of the training split (0.1), drawn by the "
-        "training's seed from each class, with equal inputs on one side.",
+        description="Split that the models are evaluated on; or a fraction of the training split (0.1), drawn by "
+        "split_seed from each class, with equal inputs on one side.",
     )
     test_split: str | float | None = Field(None, description="Split of the final results, if another; likewise.")
+    split_seed: int = Field(
+        42,
+        description="Decides which rows a fraction draws; not training.seed, so that runs with several seeds, or with "
+        "one teacher, hold out the same rows.",
+    )
     max_train_rows: Annotated[int, Field(gt=0)] | None = Field(None, description="Use so many training rows.")
     max_length: Annotated[int, Field(gt=0)] | None = Field(None, description="Tokens kept of a text.")
     background: str = Field(

@@ -170,6 +170,7 @@ class TestOnline:
         assert data_origin("ada/rows", first.oid, old)["revision"] == first.oid
 
     @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore:data. .* have inputs that the train split:UserWarning")
     def test_a_run_notes_what_it_was_made_of_and_remembers_it_when_it_goes_on(self, hub: LocalHub):
         """The teacher's commit of the day on which a run was restarted, when it had learnt from an earlier one."""
         labels = {"id2label": {0: "neg", 1: "pos"}, "label2id": {"neg": 0, "pos": 1}}
