@@ -23,7 +23,7 @@ test: .venv/ready ## Run the tests in JOBS processes (2), but for the slow ones
 	$(PYTEST) -m "not slow"
 
 test-all: .venv/ready ## Run all tests, the slow ones too
-	$(PYTEST)
+	$(PYTEST) --durations=15
 
 check: .venv/ready ## Lint and check types
 	$(BIN)/ruff format --check .
