@@ -2,11 +2,11 @@
 
 It owns, and each of these is tested without it:
 
-    soft_targets  SoftTargetSource   teachers/source.py    a model, an ensemble, a function, a column, a cache
-    loss_objective  Objective        training/objective.py which rows count, the terms of the loss and their means
-    loss_log      LossLog            training/loss_log.py  the parts of the loss for `log`, and the exact eval_loss
-    cache         SoftTargetCache    teachers/cache/       soft targets computed once; None as long as it is not used
-    hub           TrainerHub         training/trainer_hub.py  card and pushes; imported on first use
+    soft_targets    SoftTargetSource  teachers/source.py       a model, an ensemble, a function, a column, a cache
+    loss_objective  Objective         training/objective.py    which rows count, the terms of the loss, their means
+    loss_log        LossLog           training/loss_log.py     the parts of the loss for `log`, the exact eval_loss
+    cache           SoftTargetCache   teachers/cache/cache.py  soft targets computed once; None where there are none
+    hub             TrainerHub        training/trainer_hub.py  card and pushes; imported on first use
 """
 
 import itertools
@@ -98,9 +98,8 @@ class DistillationTrainer(Trainer):
         checks.check_arguments(args)
         super().__init__(model=model, args=args, **trainer_arguments)
         self.args: DistillationConfig
-        self.label_names: list[str] = self.label_names or [
-            "labels"
-        ]  # of a model whose forward computes no loss of its own
+        # A model whose forward computes no loss of its own names no labels.
+        self.label_names: list[str] = self.label_names or ["labels"]
         checks.check_accelerator(self.accelerator, self.label_names)
         self.data_collator: Any = LabelCollator(self.data_collator, LabelSpace(None))
         self._labels = self.data_collator
@@ -111,17 +110,12 @@ class DistillationTrainer(Trainer):
         self.cache: SoftTargetCache | None = None
         self._built: BuiltTeacher | None = None
         problem_type = stated_problem_type(self.student, [], is_token_level)
-        needs_teacher = args.uses_teacher or (
-            teacher is not None and self.model_init is not None
-        )  # a search varies alpha
+        # With `model_init` alpha may be searched, from 1 on, too.
+        needs_teacher = args.uses_teacher or (teacher is not None and self.model_init is not None)
         sets = [self.train_dataset, *self._evaluation_sets()] if needs_teacher else []
         columns = next((names for names in map(column_names, sets) if names), [])
-        if (
-            needs_teacher
-            and args.precompute_teacher_logits
-            and teacher is None
-            and not {*SOFT_TARGET_COLUMNS} & {*columns}
-        ):
+        is_given = teacher is not None or bool({*SOFT_TARGET_COLUMNS} & {*columns})
+        if needs_teacher and args.precompute_teacher_logits and not is_given:
             if teacher_processing_class is not None:
                 raise ValueError("teacher_processing_class is for a teacher, and there is none: leave it out")
             self.cache = self._new_cache(is_token_level)
@@ -210,7 +204,7 @@ class DistillationTrainer(Trainer):
         means = means_of(terms, self._counts_for(num_items_in_batch))
         # The counts are of all processes, and DDP averages what each of them has.
         scale = 1 if num_items_in_batch is None else self._num_averaged_processes
-        loss = (step.alpha * means["label"] + (1 - step.alpha) * means["soft"]) * scale
+        loss: Any = sum(step.weights[name] * means[name] for name in TERMS) * scale
         self._own_losses.append(loss.detach())
         self._is_normalized = num_items_in_batch is not None
         if model.training:
