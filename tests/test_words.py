@@ -18,9 +18,7 @@ def unwanted_words() -> dict[str, re.Pattern[str]]:
     words = re.findall(r"`([^`]+)`", listed[1])
     # Names count too: their words are parted by underscores, which `\b` takes for letters.
     return {
-        word: re.compile(
-            rf"(?<![a-z]){word.replace('*', '[a-z]*').replace(' ', '[ _]')}(?![a-z])", re.IGNORECASE
-        )
+        word: re.compile(rf"(?<![a-z]){word.replace('*', '[a-z]*').replace(' ', '[ _]')}(?![a-z])", re.IGNORECASE)
         for word in words
     }
 

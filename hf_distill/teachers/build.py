@@ -9,9 +9,13 @@ from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from transformers.trainer_utils import has_length
 
+from hf_distill.data.images import TEACHER_PIXELS
 from hf_distill.data.processors import refuse_mismatch
 from hf_distill.data.target_columns import SoftTargetColumns
-from hf_distill.data.targets import PROBLEM_TYPES, ProblemType
+from hf_distill.data.targets import ProblemType
+from hf_distill.data.teacher_views import TeacherViews
+from hf_distill.teachers.cache.cache import SoftTargetCache
+from hf_distill.teachers.cache.cached_teacher import CachedTeacher
 from hf_distill.teachers.ensemble import check_weights
 from hf_distill.teachers.external import (
     SOFT_TARGET_COLUMNS,
@@ -20,7 +24,7 @@ from hf_distill.teachers.external import (
     fingerprint_of,
     refuse_empty_column,
 )
-from hf_distill.teachers.labels import has_generic_names, names_in_order
+from hf_distill.teachers.labels import has_generic_names, has_names_of, label_names, stated_problem_type
 from hf_distill.teachers.loading import load_teacher, task_of, unwrapped
 from hf_distill.teachers.model import TeacherModel, label_index, refuse_own_teacher
 from hf_distill.teachers.placement import check_placement, is_quantized, loading_options
@@ -31,17 +35,8 @@ from hf_distill.teachers.views import Views, view_collator, views_of
 
 
 @dataclass(frozen=True)
-class Circumstances:
-    """What a teacher has to fit in with.
-
-    Attributes:
-        student: the student, without wrappers.
-        processing_class: the student's tokenizer or image processor, if it is known.
-        device: the student's.
-        num_processes: of the run.
-        autocast_dtype: the type of its mixed precision, if it has one.
-        accelerator: the run's.
-    """
+class TeacherContext:
+    """What a teacher has to fit in with: the student and its processor, if it is known, and the run."""
 
     student: nn.Module
     processing_class: Any
@@ -51,7 +46,7 @@ class Circumstances:
     accelerator: Any
 
 
-@dataclass
+@dataclass(frozen=True)
 class BuiltTeacher:
     """A teacher that is ready to teach.
 
@@ -73,22 +68,37 @@ class BuiltTeacher:
     collator: Any
     devices: list[tuple[nn.Module, torch.device]]
 
-    def release(self, placement: str) -> None:
-        """Move the models that were given back to where they came from."""
+    @property
+    def columns(self) -> set[str]:
+        """Return the columns of the data that must survive for the teacher."""
+        return {*self.source.batch_keys, *self.raw_columns, TEACHER_PIXELS}
+
+    def release(self, cache: SoftTargetCache, collator: Any, placement: str) -> tuple[Any, CachedTeacher]:
+        """Move the models that were given back to where they came from.
+
+        Returns:
+            the student's own collator, and the source of the soft targets that were cached.
+        """
+        if isinstance(collator, TeacherViews):
+            cache.withheld = {*self.raw_columns, TEACHER_PIXELS}
+            collator = collator.collator
         for model, device in self.devices:
             is_spread = getattr(model, "hf_device_map", None) is not None
             if placement != "sharded" and not is_spread and not is_quantized(model):
                 model.to(device)
-        self.devices = []
         clear_device_cache()
+        combination = self.source.combination if isinstance(self.source, TeacherEnsemble) else None
+        return collator, CachedTeacher(cache.device, combination, self.source.batch_keys)
 
 
 def build_teacher(
     teacher: Any,
     args: Any,
-    circumstances: Circumstances,
     *,
+    student: nn.Module,
+    student_processor: Any,
     processing_class: Any,
+    accelerator: Any,
     columns: Sequence[str],
     dataset: Any,
     collator: Any,
@@ -99,8 +109,10 @@ def build_teacher(
     Args:
         teacher: as for `DistillationTrainer`.
         args: a DistillationConfig.
-        circumstances: of the run.
+        student: the student, without wrappers.
+        student_processor: its tokenizer or image processor, if it is known.
         processing_class: the teacher's; for several teachers one for all, or a list with one or None for each.
+        accelerator: the run's.
         columns: of the data, as far as they are known.
         dataset: the training data; None if there are none.
         collator: the student's.
@@ -109,6 +121,8 @@ def build_teacher(
     Raises:
         ValueError: the teacher cannot teach this student.
     """
+    autocast_dtype = torch.bfloat16 if args.bf16 or args.fp16 else None
+    context = TeacherContext(student, student_processor, args.device, args.world_size, autocast_dtype, accelerator)
     if teacher is None and not columns and dataset is not None:
         rows = iter(dataset)  # of a stream that does not know them, unless it can be read but once
         first = None if iter(dataset) is rows else next(rows, None)
@@ -124,29 +138,23 @@ def build_teacher(
         )
     members = parse_teachers(teacher, columns)
     if isinstance(members, list):
-        members = load_members(members, args, circumstances)
+        members = load_members(members, args, context)
     listed = members if isinstance(members, list) else []
-    problem_type = stated_problem_type(circumstances.student, listed, is_token_level)
-    views = views_of(members, processing_class, circumstances.processing_class, columns)
-    source = build_source(members, args, circumstances, problem_type, views)
+    problem_type = stated_problem_type(student, listed, is_token_level)
+    views = views_of(members, processing_class, student_processor, columns)
+    source = build_source(members, args, context, problem_type, views)
+    if args.precompute_teacher_logits:
+        _check_can_be_cached(source)
     raw_columns: list[str] = []
     if views.processors:
-        collator = view_collator(
-            collator,
-            views,
-            args=args,
-            dataset=dataset,
-            student_processor=circumstances.processing_class,
-            token_level=is_token_level,
-        )
+        of_student = {"student_processor": student_processor, "token_level": is_token_level}
+        collator = view_collator(collator, views, args=args, dataset=dataset, **of_student)
         raw_columns = list(collator.columns)
     elif isinstance(members, str):
         raw_columns = [members]
         refuse_empty_column(dataset, members)
-        num_labels: Any = getattr(getattr(circumstances.student, "config", None), "num_labels", None)
+        num_labels: Any = getattr(getattr(student, "config", None), "num_labels", None)
         collator = SoftTargetColumns(collator, members, num_labels, token_level=is_token_level)
-    if args.precompute_teacher_logits:
-        _check_can_be_cached(source)
     left = None if isinstance(members, str) else members[0] if len(listed) == 1 else members
     return BuiltTeacher(left, source, problem_type, views, raw_columns, collator, devices)
 
@@ -218,13 +226,13 @@ def parse_teachers(teacher: Any, columns: Sequence[str]) -> Any:
     )
 
 
-def load_members(members: Sequence[Any], args: Any, circumstances: Circumstances) -> list[Any]:
+def load_members(members: Sequence[Any], args: Any, context: TeacherContext) -> list[Any]:
     """Load the members that are named, each onto its place.
 
     Args:
         members: models, names and specialists.
         args: a DistillationConfig.
-        circumstances: of the run.
+        context: of the run.
 
     Returns:
         models, and specialists with models.
@@ -232,7 +240,7 @@ def load_members(members: Sequence[Any], args: Any, circumstances: Circumstances
     Raises:
         ValueError: a member cannot be loaded or placed, or is the student or shares parameters with it.
     """
-    student = circumstances.student
+    student = context.student
     if args.teacher_trust_remote_code and len(members) > 1:
         raise ValueError(
             f"teacher_trust_remote_code is consent for the code of one teacher, and there are {len(members)}: load "
@@ -243,7 +251,7 @@ def load_members(members: Sequence[Any], args: Any, circumstances: Circumstances
         check_placement(
             args.teacher_placement,
             args.teacher_quantization,
-            num_processes=circumstances.num_processes,
+            num_processes=context.num_processes,
             is_named=isinstance(source, str) or is_quantized(source),
         )
         if isinstance(source, nn.Module):
@@ -261,7 +269,7 @@ def load_members(members: Sequence[Any], args: Any, circumstances: Circumstances
                 args.teacher_quantization,
                 source=source,
                 task=task_of(student),
-                device=circumstances.device,
+                device=context.device,
                 dtype=args.teacher_dtype,
                 student=student,
                 revision=args.teacher_revision,
@@ -280,34 +288,10 @@ def load_members(members: Sequence[Any], args: Any, circumstances: Circumstances
     return loaded
 
 
-def stated_problem_type(student: nn.Module, members: Sequence[Any], is_token_level: bool) -> ProblemType | None:
-    """Return the problem type that the configs state or imply; None leaves it to the first labels.
-
-    Raises:
-        ValueError: student and teachers differ, or it is none that Transformers knows.
-    """
-    models = {"student": student}
-    for place, member in enumerate(members):
-        models["teacher" if len(members) == 1 else f"teacher {place + 1}"] = model_of(member)
-    stated = {side: getattr(getattr(model, "config", None), "problem_type", None) for side, model in models.items()}
-    found = {value for value in stated.values() if value is not None}
-    if len(found) > 1:
-        each = ", ".join(f"the {side}'s {value}" for side, value in stated.items())
-        raise ValueError(f"problem_type differs: {each}. Set the same one in all configs.")
-    problem_type = next(iter(found), None)
-    if problem_type is not None and problem_type not in PROBLEM_TYPES:
-        raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {problem_type!r}")
-    if problem_type is None and is_token_level:
-        return "single_label_classification"
-    if problem_type is None and getattr(getattr(student, "config", None), "num_labels", None) == 1:
-        return "regression"
-    return problem_type  # type: ignore[return-value]  # one of PROBLEM_TYPES
-
-
 def build_source(
     members: Any,
     args: Any,
-    circumstances: Circumstances,
+    context: TeacherContext,
     problem_type: ProblemType | None,
     views: Views,
 ) -> SoftTargetSource:
@@ -316,23 +300,23 @@ def build_source(
     Args:
         members: what `parse_teachers` and `load_members` have returned.
         args: a DistillationConfig.
-        circumstances: of the run.
+        context: of the run.
         problem_type: the kind of target, if it is known.
         views: which inputs the members read.
 
     Raises:
         ValueError: the labels or the inputs of one do not fit the student's; of several, the message says which.
     """
-    config = getattr(circumstances.student, "config", None)
+    config = getattr(context.student, "config", None)
     num_labels = getattr(config, "num_labels", None)
     if not isinstance(members, list) or len(members) == 1:
         for name in ("teacher_weights", "teacher_combination"):
             if getattr(args, name) not in (None, "arithmetic"):
                 raise ValueError(f"{name} is for several teachers, and there is one: leave it out")
     if isinstance(members, str):
-        return TeacherColumn(members, num_labels, circumstances.device)
+        return TeacherColumn(members, num_labels, context.device)
     if not isinstance(members, list):
-        return TeacherFunction(members, num_labels, circumstances.device)
+        return TeacherFunction(members, num_labels, context.device)
     generalists: list[TeacherModel] = []
     specialists: list[tuple[TeacherModel, list[int], float]] = []
     is_alone = len(members) == 1
@@ -340,17 +324,15 @@ def build_source(
     for place, (member, view) in enumerate(zip(members, views.of_members, strict=True)):
         try:
             if not views.are_stated[place]:
-                _check_inputs(model_of(member), args, circumstances)
-            _give_padding_token(
-                model_of(member), circumstances.processing_class if view is None else views.processors[view]
-            )
+                _check_inputs(model_of(member), args, context)
+            _give_padding_token(model_of(member), context.processing_class if view is None else views.processors[view])
             if isinstance(member, Specialist):
-                index, classes = _specialist_index(member, circumstances.student)
-                model = _frozen(member.model, index, args, circumstances, view)
+                index, classes = _specialist_index(member, context.student)
+                model = _frozen(member.model, index, args, context, view)
                 specialists.append((model, classes, member.oversampling))
             else:
-                aligned = _generalist_index(member, args, circumstances.student, problem_type, is_alone)
-                generalists.append(_frozen(member, aligned, args, circumstances, view))
+                aligned = _generalist_index(member, args, context.student, problem_type, is_alone)
+                generalists.append(_frozen(member, aligned, args, context, view))
         except ValueError as error:
             if is_alone:
                 raise
@@ -360,10 +342,10 @@ def build_source(
     return TeacherEnsemble(generalists, specialists, weights=args.teacher_weights, kind=args.teacher_combination)
 
 
-def _check_inputs(model: nn.Module, args: Any, circumstances: Circumstances) -> None:
+def _check_inputs(model: nn.Module, args: Any, context: TeacherContext) -> None:
     refuse_mismatch(
         model,
-        circumstances.processing_class,
+        context.processing_class,
         revision=args.teacher_revision,
         trust_remote_code=args.teacher_trust_remote_code,
     )
@@ -379,17 +361,17 @@ def _give_padding_token(model: nn.Module, tokenizer: Any) -> None:
 
 
 def _frozen(
-    model: nn.Module, index: Sequence[int] | None, args: Any, circumstances: Circumstances, view: int | None
+    model: nn.Module, index: Sequence[int] | None, args: Any, context: TeacherContext, view: int | None
 ) -> TeacherModel:
     return TeacherModel(
         model,
-        circumstances.student,
+        context.student,
         index,
-        device=circumstances.device,
+        device=context.device,
         dtype=args.teacher_dtype,
         placement=args.teacher_placement,
-        accelerator=circumstances.accelerator,
-        autocast_dtype=circumstances.autocast_dtype,
+        accelerator=context.accelerator,
+        autocast_dtype=context.autocast_dtype,
         view=view,
         compilation=_compilation(args),
     )
@@ -405,18 +387,13 @@ def _generalist_index(
     model: nn.Module, args: Any, student: nn.Module, problem_type: ProblemType | None, is_alone: bool
 ) -> list[int] | None:
     label_map = args.teacher_label_map
-    if label_map is not None and not is_alone and _has_names_of(model, student):
+    if label_map is not None and not is_alone and has_names_of(model, student):
         label_map = None  # the map is for the others
     return label_index(model, student, label_map, problem_type)
 
 
-def _has_names_of(model: nn.Module, student: nn.Module) -> bool:
-    names = [_label_names(each) for each in (model, student)]
-    return None not in names and {n.casefold() for n in names[0] or ()} == {n.casefold() for n in names[1] or ()}
-
-
 def _specialist_index(member: Specialist, student: nn.Module) -> tuple[list[int], list[int]]:
-    theirs, all_names = _label_names(member.model), _label_names(student)
+    theirs, all_names = label_names(member.model), label_names(student)
     if theirs is None or all_names is None:
         raise ValueError("a specialist's classes are found by name: it and the student need a config with id2label")
     return specialist_columns(theirs, all_names, member.dustbin)
@@ -424,19 +401,14 @@ def _specialist_index(member: Specialist, student: nn.Module) -> tuple[list[int]
 
 def class_names(student: nn.Module, source: SoftTargetSource | None) -> list[str]:
     """Name the classes in the order of the student's logits: as it does or, if it has no names, as a teacher does."""
-    names = _label_names(student) or []
+    names = label_names(student) or []
     if not has_generic_names(names):
         return names
     members = source.generalists if isinstance(source, TeacherEnsemble) else [source]
     for member in members:
         if not isinstance(member, TeacherModel):
             continue
-        theirs = _label_names(unwrapped(member.model)) or []
+        theirs = label_names(unwrapped(member.model)) or []
         if not has_generic_names(theirs):
             return [theirs[index] for index in member.label_index or range(len(theirs))]
     return []
-
-
-def _label_names(model: nn.Module) -> list[str] | None:
-    id2label: Mapping[int, str] | None = getattr(getattr(model, "config", None), "id2label", None)
-    return None if id2label is None else names_in_order(id2label)

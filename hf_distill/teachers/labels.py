@@ -3,6 +3,12 @@
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from hf_distill.data.targets import PROBLEM_TYPES, ProblemType
+from hf_distill.teachers.specialists import model_of
 
 _GENERIC_NAME = re.compile(r"LABEL_\d+", re.IGNORECASE)
 
@@ -56,6 +62,42 @@ def names_in_order(id2label: Mapping[int, str] | Mapping[str, str]) -> list[str]
 def has_generic_names(labels: Sequence[str]) -> bool:
     """Tell whether all labels have the names that Transformers gives to those without one (`LABEL_0`)."""
     return all(_GENERIC_NAME.fullmatch(name) for name in labels)
+
+
+def stated_problem_type(student: nn.Module, members: Sequence[Any], is_token_level: bool) -> ProblemType | None:
+    """Return the problem type that the configs state or imply; None leaves it to the first labels.
+
+    Raises:
+        ValueError: student and teachers differ, or it is none that Transformers knows.
+    """
+    models = {"student": student}
+    for place, member in enumerate(members):
+        models["teacher" if len(members) == 1 else f"teacher {place + 1}"] = model_of(member)
+    stated = {side: getattr(getattr(model, "config", None), "problem_type", None) for side, model in models.items()}
+    found = {value for value in stated.values() if value is not None}
+    if len(found) > 1:
+        each = ", ".join(f"the {side}'s {value}" for side, value in stated.items())
+        raise ValueError(f"problem_type differs: {each}. Set the same one in all configs.")
+    problem_type = next(iter(found), None)
+    if problem_type is not None and problem_type not in PROBLEM_TYPES:
+        raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, got {problem_type!r}")
+    if problem_type is None and is_token_level:
+        return "single_label_classification"
+    if problem_type is None and getattr(getattr(student, "config", None), "num_labels", None) == 1:
+        return "regression"
+    return problem_type  # type: ignore[return-value]  # one of PROBLEM_TYPES
+
+
+def label_names(model: nn.Module) -> list[str] | None:
+    """Return the labels of a model in the order of its logits; None: its config names none."""
+    id2label: Mapping[int, str] | None = getattr(getattr(model, "config", None), "id2label", None)
+    return None if id2label is None else names_in_order(id2label)
+
+
+def has_names_of(model: nn.Module, student: nn.Module) -> bool:
+    """Tell whether two models have labels of the same names, in any order."""
+    names = [label_names(each) for each in (model, student)]
+    return None not in names and {n.casefold() for n in names[0] or ()} == {n.casefold() for n in names[1] or ()}
 
 
 def _by_name(teacher_labels: Sequence[str], student_labels: Sequence[str]) -> list[int]:

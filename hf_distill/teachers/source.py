@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from hf_distill.data.targets import ProblemType
@@ -90,41 +89,3 @@ def logits_of(outputs: Any) -> Tensor:
         )
     logits: Tensor = outputs["logits"] if isinstance(outputs, Mapping) else outputs[0]
     return logits
-
-
-class LogitsWatch:
-    """Look at a teacher's logits without waiting for the device at each step.
-
-    Args:
-        device: of the student.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._num_unusable = torch.zeros((), dtype=torch.long, device=device)
-        self._has_seen_some = False
-
-    def reset(self) -> None:
-        """Begin anew, for another training."""
-        self._num_unusable.zero_()
-        self._has_seen_some = False
-
-    def see(self, logits: Tensor) -> None:
-        """Check the first logits at once, and count what is unusable in those that follow.
-
-        Raises:
-            ValueError: the first ones are not numbers.
-        """
-        if not self._has_seen_some:
-            check_logits(logits)
-            self._has_seen_some = True
-        else:
-            self._num_unusable += (logits.isnan() | logits.isposinf()).sum()
-
-    def check(self) -> None:
-        """Raise ValueError if any soft target since the start was no number."""
-        count = int(self._num_unusable)
-        if count:
-            raise ValueError(
-                f"the teacher's logits were NaN or infinite in {count} places since the start, so the student is "
-                "spoilt: look at the teacher's inputs, or at teacher_dtype (float16 overflows)"
-            )

@@ -79,8 +79,12 @@ def _names_in(file: Path) -> list[str]:
 
 
 @contextmanager
-def saving_cleanly(folder: Path, args: Any) -> Iterator[None]:
+def saving_cleanly(trainer: Any, output_dir: str | None) -> Iterator[None]:
     """Keep a README.md, into which PEFT writes beside adapters, as it is, and the token out of the pickled settings."""
+    args = trainer.args
+    folder = Path(args.output_dir if output_dir is None else output_dir)
+    if folder.resolve() == Path(args.output_dir).resolve():
+        trainer._finish_current_push()  # it may be reading what is written now
     readme = folder / "README.md"
     before = readme.read_bytes() if args.should_save and readme.is_file() else None
     token, args.hub_token = args.hub_token, None

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_distill.data.fingerprints import LABEL_COLUMNS
 from hf_distill.data.label_columns import (
@@ -20,10 +20,11 @@ from hf_distill.data.targets import ProblemType
 from hf_distill.teachers.build import class_names as names_of_classes
 from hf_distill.teachers.source import SoftTargetSource
 from hf_distill.training.config import DistillationConfig
+from hf_distill.training.objective import is_token_level
 
 
-def check_arguments(args: Any) -> None:
-    """Refuse settings of the wrong class, and processes that do not work together.
+def check_arguments(args: Any) -> DistillationConfig:
+    """Return the settings, and refuse those of the wrong class, and processes that do not work together.
 
     Raises:
         ValueError: the message says what was expected.
@@ -39,6 +40,7 @@ def check_arguments(args: Any) -> None:
             f"{num_launched} processes were launched, and each would train a whole model on its own: on CPUs set "
             "use_cpu to true"
         )
+    return args
 
 
 def check_accelerator(accelerator: Any, label_names: Sequence[str]) -> None:
@@ -57,18 +59,52 @@ def check_accelerator(accelerator: Any, label_names: Sequence[str]) -> None:
         )
 
 
-def label_space(
+def datasets_of(trainer: Any) -> list[Any]:
+    """Return the training and evaluation sets that a trainer has."""
+    evaluated = trainer.eval_dataset
+    found = [trainer.train_dataset, *(evaluated.values() if isinstance(evaluated, dict) else [evaluated])]
+    return [dataset for dataset in found if dataset is not None]
+
+
+def check_data(trainer: Any) -> None:
+    """Refuse a trainer's label settings and labels that do not fit its student; its label space is known from then on.
+
+    Raises:
+        ValueError: see `check_label_settings`, `check_labels` and `check_is_labelled`.
+    """
+    args, labels, problem_type = trainer.args, trainer.labels, trainer.loss_objective.problem_type
+    check_label_settings(args, trainer.compute_loss_func, problem_type)
+    labels.space = _label_space(trainer.train_dataset, trainer.student, trainer.soft_targets, problem_type)
+    found = {id(each): check_labels(each, labels.space, is_usual=labels.is_usual) for each in datasets_of(trainer)}
+    if args.uses_labels and labels.is_usual:
+        check_is_labelled(trainer.train_dataset, found.get(id(trainer.train_dataset)), args.most_alpha)
+
+
+def note_problem_type(trainer: Any, labels: Tensor | None) -> None:
+    """Note the problem type that labels decide, in the student's config too, and check the data for it.
+
+    The student never sees the labels, and pipelines need to know it.
+    """
+    objective = trainer.loss_objective
+    was_open, problem_type = objective.problem_type is None, objective.kind(labels)
+    if was_open and objective.problem_type is not None:
+        check_data(trainer)
+    config = None if trainer.model is None else getattr(trainer.student, "config", None)  # none between two trials
+    if config is not None and config.problem_type is None and not objective.is_token_level:
+        config.problem_type = problem_type
+
+
+def _label_space(
     dataset: Any, student: nn.Module, source: SoftTargetSource | None, problem_type: ProblemType | None
 ) -> LabelSpace:
-    """Tell what the labels of a student may be."""
-    is_token_level = "TokenClassification" in type(student).__name__
     columns = label_columns(dataset)
     is_multi = columns is not None and any(holds_targets(dataset, name) for name in columns[1])
+    of_tokens = is_token_level(student)
     return LabelSpace(
         num_labels=getattr(getattr(student, "config", None), "num_labels", None),
         names=tuple(names_of_classes(student, source)),
-        problem_type=problem_type or ("multi_label_classification" if is_multi and not is_token_level else None),
-        token_level=is_token_level,
+        problem_type=problem_type or ("multi_label_classification" if is_multi and not of_tokens else None),
+        token_level=of_tokens,
     )
 
 

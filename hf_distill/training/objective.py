@@ -6,16 +6,21 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_distill.data.targets import ProblemType, label_mask, token_mask
-from hf_distill.teachers.source import SoftTargetSource, logits_of
+from hf_distill.teachers.source import TEACHER_INPUTS, SoftTargetSource, logits_of
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.losses.soft import label_loss, soft_target_loss
-from hf_distill.training.repeated_rows import REPEATED_ROWS
+from hf_distill.training.step_batches import REPEATED_ROWS
 
 TERMS = ("label", "soft")
 """The terms of the loss. A further one needs an entry here, in `Step.weights`, in `Objective.terms` and in `counts`."""
+
+
+def is_token_level(student: nn.Module) -> bool:
+    """Tell whether each token has a label."""
+    return "TokenClassification" in type(student).__name__
 
 
 class Term(NamedTuple):
@@ -44,22 +49,22 @@ class Objective:
 
     Args:
         args: the settings.
+        student: it tells whether each token has a label, and which entry of a batch is measured.
         problem_type: None leaves it to the first labels.
-        is_token_level: each token has a label.
         label_loss_func: in the place of the label loss, `(outputs, labels, num_items_in_batch) -> loss`.
     """
 
     def __init__(
         self,
         args: DistillationConfig,
-        *,
+        student: nn.Module,
         problem_type: ProblemType | None,
-        is_token_level: bool,
         label_loss_func: Callable[..., Tensor] | None = None,
     ) -> None:
         self.args = args
         self.problem_type = problem_type
-        self.is_token_level = is_token_level
+        self.is_token_level = is_token_level(student)
+        self._main_input_name = getattr(student, "main_input_name", "input_ids")
         self._label_loss_func = label_loss_func
 
     def at(self, state: Any, *, is_training: bool) -> Step:
@@ -69,6 +74,11 @@ class Objective:
             return Step(args.last_alpha, args.last_temperature, False)
         place = state.global_step, state.max_steps
         return Step(args.alpha_at(*place), args.temperature_at(*place), True)
+
+    def uses_soft_targets(self, step: Step, batch: Mapping[str, Any]) -> bool:
+        """Tell whether the soft targets of a batch have any weight, or are all that there is to evaluate it by."""
+        has_weight = self.args.uses_teacher if step.is_training else step.alpha < 1
+        return has_weight or batch.get("labels") is None
 
     def soft_mask(self, batch: Mapping[str, Any], source: SoftTargetSource | None) -> Tensor | None:
         """Tell which rows, or tokens, have soft targets that count; None: all."""
@@ -81,11 +91,41 @@ class Objective:
         present = [mask for mask in masks if mask is not None]
         return reduce(torch.logical_and, present) if present else None
 
-    def counts(
-        self, batch: Mapping[str, Any], source: SoftTargetSource | None, main_input: Tensor, *, is_training: bool
+    def student_inputs(self, batch: Mapping[str, Any], source: SoftTargetSource | None) -> dict[str, Any]:
+        """Return the entries of a batch that are the student's: no labels, and none of the teacher's."""
+        withheld = {"labels", TEACHER_INPUTS, REPEATED_ROWS} | (source.batch_keys if source is not None else set())
+        return {name: value for name, value in batch.items() if name not in withheld}
+
+    def main_input(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the entry of a batch by whose rows, and tokens, it is measured."""
+        tensors = (value for value in batch.values() if isinstance(value, Tensor))
+        main: Tensor = batch[self._main_input_name] if self._main_input_name in batch else next(tensors)
+        return main
+
+    def num_processes(self, accelerator: Any) -> int:
+        """Return over how many processes each mean runs."""
+        return int(accelerator.num_processes) if self.args.average_tokens_across_devices else 1
+
+    def num_items(
+        self, batches: list, source: SoftTargetSource | None, accelerator: Any, device: Any, *, is_training: bool
     ) -> Tensor:
+        """Count what each term is a mean over, over all micro-batches and processes.
+
+        Returns:
+            the number of labels, as `Trainer` has it, with the counts of all terms in its attribute `by_term`.
+        """
+        counts = torch.stack([self.counts(batch, source, is_training=is_training) for batch in batches])
+        counts = counts.sum(dim=0).to(device)
+        if self.num_processes(accelerator) > 1:
+            counts = accelerator.reduce(counts, reduction="sum")
+        by_term = dict(zip(TERMS, counts, strict=True))
+        num_labels = by_term["label"]
+        num_labels.by_term = by_term  # type: ignore[attr-defined]
+        return num_labels
+
+    def counts(self, batch: Mapping[str, Any], source: SoftTargetSource | None, *, is_training: bool) -> Tensor:
         """Count what each term is a mean over, `(terms,)`: a row without a label still has a soft target."""
-        labels, mask = batch.get("labels"), self.soft_mask(batch, source)
+        main_input, labels, mask = self.main_input(batch), batch.get("labels"), self.soft_mask(batch, source)
         num_rows: Any = main_input.shape[:2].numel() if self.is_token_level else main_input.shape[0]
         num_soft = num_rows if mask is None else mask.expand(main_input.shape[: mask.dim()]).sum()
         num_labels: Any = 0
@@ -94,13 +134,6 @@ class Objective:
         counts = torch.zeros(len(TERMS), device=main_input.device)
         counts[0], counts[1] = num_labels, num_soft
         return counts
-
-    def num_items(self, counts: Tensor) -> Tensor:
-        """Return the number of labels, as `Trainer` has it, with the counts of all terms in its attribute `by_term`."""
-        by_term = dict(zip(TERMS, counts, strict=True))
-        num_labels = by_term["label"]
-        num_labels.by_term = by_term  # type: ignore[attr-defined]
-        return num_labels
 
     def parts_to_log(self, means: Mapping[str, float], state: Any) -> dict[str, float]:
         """Return the parts of the loss that this run has, and alpha and temperature where they move."""
@@ -125,16 +158,16 @@ class Objective:
         outputs: Any,
         batch: Mapping[str, Any],
         teacher_logits: Tensor | None,
-        mask: Tensor | None,
+        source: SoftTargetSource | None,
         step: Step,
     ) -> dict[str, Term]:
         """Compute the terms of a batch.
 
         Args:
             outputs: the student's.
-            batch: with `labels`, or without.
+            batch: what it was computed from; labels may be missing.
             teacher_logits: in the student's label order; None: no soft targets have any weight.
-            mask: what `soft_mask` has returned.
+            source: where they come from, which tells the rows that have some.
             step: its temperature is that of the soft targets; evaluation looks at the labels whatever alpha is.
 
         Raises:
@@ -150,6 +183,7 @@ class Objective:
         zeros = logits.new_zeros(num_rows, dtype=torch.promote_types(logits.dtype, torch.float32))
         found = {name: Term(zeros, zeros) for name in TERMS}
         if teacher_logits is not None:
+            mask = self.soft_mask(batch, source)
             num_soft = zeros + 1 if mask is None else mask.reshape(num_rows, -1).sum(-1)
             values = soft_target_loss(logits, teacher_logits, step.temperature, kind)
             values = values if mask is None else values.masked_fill(~mask, 0.0)

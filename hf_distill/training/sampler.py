@@ -86,13 +86,13 @@ def train_sampler(trainer: Any, dataset: Any) -> Sampler | None:
 
     Args:
         trainer: whose settings, processor and training data, with all columns, are looked at.
-        dataset: the training data, which has lost its unused columns.
+        dataset: the training data, which has lost its unused columns; None: the trainer's.
     """
-    args = trainer.args
+    args, original = trainer.args, trainer.train_dataset
+    dataset = original if dataset is None else dataset
     if args.train_sampling_strategy not in ("auto", "group_by_length") or not has_length(dataset):
         return None
     names = getattr(trainer.processing_class, "model_input_names", None) or ["input_ids"]
-    original = trainer.train_dataset
     with_lengths = original if len(original) == len(dataset) else dataset
     if args.train_sampling_strategy == "auto" and not knows_lengths(with_lengths, names[0]):
         return None  # any other strategy than the parent's is random there

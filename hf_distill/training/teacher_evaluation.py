@@ -1,8 +1,10 @@
 """The teacher, as it teaches, over a data set: its logits and the labels, and whether it is fit to teach."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,43 +12,58 @@ from transformers.utils import logging
 
 from hf_distill.data.targets import MISSING_LABEL
 from hf_distill.evaluation.teacher_quality import TeacherQuality, check_quality, measure_quality
-from hf_distill.teachers.source import SoftTargetSource, TeacherOutput, check_logits
+from hf_distill.teachers.source import TeacherOutput, check_logits
+from hf_distill.training.checks import note_problem_type
 from hf_distill.training.objective import Objective
 
 logger = logging.get_logger(__name__)
 
 
-def teacher_logits(
-    batches: Iterable[dict[str, Any]],
-    source: SoftTargetSource,
-    compute: Callable[[Mapping[str, Any]], TeacherOutput],
-    *,
-    objective: Objective,
-    accelerator: Any,
-    prepare_inputs: Callable[[dict[str, Any]], dict[str, Any]],
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Run a teacher over a data set.
+Logits = tuple[dict[str, Tensor], Tensor | None]
 
-    Args:
-        batches: of the data set.
-        source: the teacher.
-        compute: runs it, or returns what it gave for the same batch before.
-        objective: tells which rows have soft targets.
-        accelerator: the run's.
-        prepare_inputs: moves a batch to the device.
+
+def predict(trainer: Any, dataset: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """See `DistillationTrainer.predict_with_teacher`."""
+    if trainer.soft_targets is None:
+        raise ValueError("there is no teacher: alpha is 1, so none was loaded")
+    if trainer.cache is not None and dataset not in trainer.cache:
+        raise ValueError(
+            "no cached soft targets for this data set, and the teacher was released: pass it as eval_dataset, or "
+            "call predict_with_teacher before train()"
+        )
+    logits, labels = _logits_of(trainer, trainer.get_test_dataloader(dataset), trainer.soft_targets)
+    return {who: each.numpy() for who, each in logits.items()}, None if labels is None else labels.numpy()
+
+
+def check_teacher(trainer: Any) -> TeacherQuality | None:
+    """Compare a trainer's teacher with the labels of its evaluation sets; its outputs are remembered.
+
+    Returns:
+        the quality of the whole on the last set that has labels.
+
+    Raises:
+        ChanceTeacherError: the teacher is surely useless, and `allow_untrained_teacher` is not set.
+    """
+    names = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else [None]
+    remembered = partial(trainer._reader.remembered, trainer.soft_targets)
+    found = {name: _logits_of(trainer, trainer.get_eval_dataloader(name), remembered) for name in names}
+    return _compare(found, trainer.loss_objective, allow_untrained=trainer.args.allow_untrained_teacher)
+
+
+def _logits_of(trainer: Any, batches: Any, compute: Callable[[Mapping[str, Any]], TeacherOutput]) -> Logits:
+    """Run a teacher over a data set.
 
     Returns:
         logits `(rows, num_labels)` or `(rows, tokens, num_labels)` by the name of who gives them, and the labels, -100
         where the teacher has no soft target; None if there are none. On the CPU, of all processes.
-
-    Raises:
-        ValueError: the logits are not numbers.
     """
+    objective, source, accelerator = trainer.loss_objective, trainer.soft_targets, trainer.accelerator
     gathered = _Gathered(accelerator, objective.is_token_level)
     with torch.random.fork_rng(devices=[]):  # a data loader draws a seed, and training must not notice
         for batch in batches:
-            batch = prepare_inputs(batch)
+            batch = trainer._prepare_inputs(batch)
             labels, mask = batch.get("labels"), objective.soft_mask(batch, source)
+            note_problem_type(trainer, labels)
             with accelerator.autocast():
                 output = compute(batch)
             output = TeacherOutput([logits.float() for logits in output.logits])
@@ -89,22 +106,10 @@ class _Gathered:
         ]
 
 
-def check_teacher(
-    found: Mapping[str | None, tuple[dict[str, Tensor], Tensor | None]], objective: Objective, *, allow_untrained: bool
+def _compare(
+    found: Mapping[str | None, Logits], objective: Objective, *, allow_untrained: bool
 ) -> TeacherQuality | None:
-    """Compare a teacher with the labels of the evaluation sets.
-
-    Args:
-        found: what `teacher_logits` has returned, by the name of the set; None if there is but one.
-        objective: tells the kind of labels.
-        allow_untrained: accept any teacher.
-
-    Returns:
-        the quality of the whole on the last set that has labels.
-
-    Raises:
-        ChanceTeacherError: the teacher is surely useless.
-    """
+    """Return the quality of the whole on the last set that has labels, and refuse a useless teacher."""
     qualities: dict[str, dict[str | None, TeacherQuality]] = {}
     last = None
     for name, (logits_by_teacher, labels) in found.items():

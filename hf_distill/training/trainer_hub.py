@@ -178,9 +178,8 @@ class TrainerHub:
 
     def push(
         self,
-        commit_message: str | None,
-        blocking: bool,
-        *,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,

@@ -11,15 +11,15 @@ from torch import nn
 
 from hf_distill import DistillationConfig
 from hf_distill.teachers.build import (
-    Circumstances,
+    TeacherContext,
     Views,
     build_source,
     load_members,
     parse_teachers,
-    stated_problem_type,
     views_of,
 )
 from hf_distill.teachers.external import TeacherColumn, TeacherFunction
+from hf_distill.teachers.labels import stated_problem_type
 from hf_distill.teachers.model import TeacherModel
 from hf_distill.teachers.several import TeacherEnsemble
 from hf_distill.teachers.specialists import Specialist
@@ -31,9 +31,9 @@ def config(**settings: Any) -> DistillationConfig:
     return DistillationConfig("out", **{"use_cpu": True, **settings})
 
 
-def circumstances(student: nn.Module | None = None, processing_class: Any = None, **changes: Any) -> Circumstances:
+def context(student: nn.Module | None = None, processing_class: Any = None, **changes: Any) -> TeacherContext:
     settings = {"num_processes": 1, "autocast_dtype": None, "accelerator": None, "device": CPU, **changes}
-    return Circumstances(student=student or tiny.bert(0), processing_class=processing_class, **settings)
+    return TeacherContext(student=student or tiny.bert(0), processing_class=processing_class, **settings)
 
 
 def named(*names: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def at_work(members: Any, student: nn.Module | None = None, views: Views | None 
     student = student or tiny.bert(0)
     count = len(members) if isinstance(members, list) else 0
     views = views or Views([], [None] * count, [], [True] * count)
-    return build_source(members, config(**settings), circumstances(student), "single_label_classification", views)
+    return build_source(members, config(**settings), context(student), "single_label_classification", views)
 
 
 def turned(places: int = 1) -> Any:
@@ -99,7 +99,7 @@ class TestMembers:
         tiny.bert(1, initializer_range=0.3).save_pretrained("one")
         tiny.bert(2, **named("red", "dustbin")).save_pretrained("special")
         model = tiny.bert(3)
-        found = load_members(["one", model, Specialist("special", 3.0, "other")], config(), circumstances())
+        found = load_members(["one", model, Specialist("special", 3.0, "other")], config(), context())
         assert torch.equal(found[0].classifier.weight, tiny.bert(1, initializer_range=0.3).classifier.weight)
         assert found[1] is model
         assert (found[2].oversampling, found[2].dustbin) == (3.0, "other")
@@ -109,9 +109,9 @@ class TestMembers:
         """The student frozen with its teacher; or one model that is run twice for nothing."""
         model, student = tiny.bert(1), tiny.bert(0)
         with pytest.raises(ValueError, match=r"one model is several of the teachers: .* teacher_weights"):
-            load_members([model, model], config(), circumstances(student))
+            load_members([model, model], config(), context(student))
         with pytest.raises(ValueError, match="the teacher is the student"):
-            load_members([model, student], config(), circumstances(student))
+            load_members([model, student], config(), context(student))
 
     @pytest.mark.parametrize(
         ("settings", "changes", "message"),
@@ -124,7 +124,7 @@ class TestMembers:
     def test_a_placement_that_cannot_be_is_refused_before_anything_is_loaded(self, settings, changes, message):
         """The first of several teachers is loaded for minutes before the second is refused."""
         with pytest.raises(ValueError, match=message):
-            load_members([tiny.bert(1), "nowhere"], config(**settings), circumstances(**changes))
+            load_members([tiny.bert(1), "nowhere"], config(**settings), context(**changes))
 
 
 class TestProblemType:
@@ -270,9 +270,9 @@ class TestAtWork:
         """Another vocabulary's ids, read without a word."""
         tiny.bert(1).save_pretrained("one")
         turned().save_pretrained("one")
-        members = load_members(["one"], config(), circumstances())
+        members = load_members(["one"], config(), context())
         views = views_of(members, None, tiny.tokenizer())
-        where = circumstances(processing_class=tiny.tokenizer())
+        where = context(processing_class=tiny.tokenizer())
         with pytest.raises(ValueError, match="does not read the student's inputs as it was trained to"):
             build_source(members, config(), where, None, views)
         stated = views_of(members, turned(), tiny.tokenizer())

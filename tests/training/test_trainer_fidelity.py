@@ -49,14 +49,14 @@ def test_methods_take_what_those_of_trainer_take():
     for kind in DistillationTrainer.__mro__[: DistillationTrainer.__mro__.index(Trainer)]:
         for name, method in vars(kind).items():
             of_trainer = getattr(Trainer, name, None)
-            if not name.startswith("__") and inspect.isfunction(method) and inspect.isfunction(of_trainer):
+            if not name.startswith("_") and inspect.isfunction(method) and inspect.isfunction(of_trainer):
                 ours, theirs = (inspect.signature(each).parameters.values() for each in (method, of_trainer))
                 assert [(p.name, p.kind, p.default) for p in ours] == [(p.name, p.kind, p.default) for p in theirs], (
                     name
                 )
                 compared.append(name)
     assert {"compute_loss", "train", "evaluation_loop", "log", "push_to_hub", "hyperparameter_search"} <= {*compared}
-    assert len(compared) > 20
+    assert len(compared) > 12
 
 
 class TestSubclasses:

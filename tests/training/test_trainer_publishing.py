@@ -32,6 +32,7 @@ from hf_distill.hub.reconciling import reconciled
 from hf_distill.models import MLPConfig, MLPForImageClassification
 from hf_distill.training.card_info import training_facts
 from hf_distill.training.provenance import Provenance
+from hf_distill.training.trainer_hub import TrainerHub
 
 pytest_plugins = ["local_hub.fixture"]
 
@@ -278,6 +279,11 @@ class TestPush:
         for name in ("create_model_card", "push_to_hub", "init_hf_repo", "save_model"):
             ours, parents = (inspect.signature(getattr(each, name)) for each in (DistillationTrainer, Trainer))
             assert list(ours.parameters) == list(parents.parameters), name
+        passed_on = {"create_model_card": TrainerHub.write_card, "push_to_hub": TrainerHub.push}
+        for name, method in passed_on.items():
+            assert list(inspect.signature(method).parameters) == list(
+                inspect.signature(getattr(Trainer, name)).parameters
+            )
             defaults = [[each.default for each in signature.parameters.values()] for signature in (ours, parents)]
             assert defaults[0] == defaults[1], name
 

@@ -103,6 +103,11 @@ class SoftTargetCache:
         self._has_warned = False
 
     @property
+    def device(self) -> torch.device:
+        """Return the student's device."""
+        return self._args.device  # type: ignore[no-any-return]
+
+    @property
     def folder(self) -> Path:
         """Return where the soft targets are, or will be."""
         return folder_of(self._args)

@@ -1,5 +1,7 @@
-"""Rows that only fill up the last batch of several processes."""
+"""The micro-batches of a step: streams that end within one, and rows that only fill up the last."""
 
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,6 +12,46 @@ from hf_distill.data.targets import MISSING_LABEL
 
 REPEATED_ROWS = "repeated_rows"
 """The entry of a batch that marks them."""
+
+
+class StepBatches:
+    """Takes the micro-batches of a step; those of a stream that ends within one are the first of the next.
+
+    `Trainer` would add the gradient of these to the next step's.
+
+    Args:
+        accelerator: the run's.
+        main_input: returns the entry of a batch by whose rows it is measured.
+    """
+
+    def __init__(self, accelerator: Any, main_input: Callable[[dict[str, Any]], Tensor]) -> None:
+        self._accelerator = accelerator
+        self._main_input = main_input
+        self._waiting: list[dict[str, Any]] = []
+
+    def reset(self) -> None:
+        """Forget those that wait, for another training."""
+        self._waiting = []
+
+    def take(self, batches: Iterator, count: int, *, is_stream: bool, is_first: bool) -> list[dict[str, Any]]:
+        """Return the micro-batches of a step, none if a stream has too few left.
+
+        Raises:
+            ValueError: the whole stream is shorter than one step.
+        """
+        taken, self._waiting = self._waiting, []
+        taken += itertools.islice(batches, count - len(taken))
+        if taken:
+            mark_repeated_rows(taken[-1], self._accelerator, self._main_input(taken[-1]))
+        if len(taken) == count or not is_stream:
+            return taken
+        if taken and is_first:
+            raise ValueError(
+                f"the training stream gives {len(taken)} batches, and a step takes {count}: lower "
+                "gradient_accumulation_steps"
+            )
+        self._waiting = taken
+        return []
 
 
 def mark_repeated_rows(batch: dict[str, Any], accelerator: Any, main_input: Tensor) -> None:
