@@ -49,11 +49,6 @@ def identify(dataset: Any, columns: Collection[str] | None, *, num_workers: int 
     A `datasets.Dataset` is read in Arrow's memory, without making Python objects of it, images as their file's bytes.
     Other data sets are read row by row, unless they have a method `row_digests` that knows a shorter way.
 
-    Args:
-        dataset: rows are mappings.
-        columns: those that count; None is all but the labels.
-        num_workers: processes that read the rows of a data set that is read row by row.
-
     Raises:
         ValueError: the data set is a stream, its rows have none of the columns, or hold what cannot be digested.
     """
@@ -73,21 +68,13 @@ def identify(dataset: Any, columns: Collection[str] | None, *, num_workers: int 
 
 
 class ItemDigests:
-    """Digest rows that are mappings; it can be pickled, to work as the collator of a data loader.
-
-    Args:
-        columns: those that count; None is all but the labels.
-    """
+    """Digest rows that are mappings; it can be pickled, to work as the collator of a data loader."""
 
     def __init__(self, columns: Collection[str] | None) -> None:
         self.columns = columns
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Identified:
-        """Digest a batch of rows.
-
-        Raises:
-            ValueError: a row is no mapping, has none of the columns, or holds what cannot be digested.
-        """
+        """Digest a batch of rows."""
         digests, sizes = [], []
         for row in rows:
             if not isinstance(row, Mapping):
@@ -103,10 +90,6 @@ def how_rows_change(dataset: Any, columns: Collection[str] | None) -> Change:
 
     A `datasets.Dataset` without a transform never does; one that has `is_augmented` says it; of others some rows are
     read twice in one epoch and, where it can be told the epoch (`set_epoch`), in two.
-
-    Args:
-        dataset: rows are mappings.
-        columns: those that count; None is all but the labels.
     """
     if hasattr(dataset, "is_augmented"):
         return "each epoch" if dataset.is_augmented else "never"

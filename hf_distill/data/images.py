@@ -31,19 +31,6 @@ class ImageRows(Dataset):
     worker makes it, whatever was drawn before, and in a run that was stopped and resumed. It is done on the image
     itself, before the processor, and needs no torchvision. Images of more than 8 bits are scaled and transparent ones
     composed on a ground first; see `pixels.plain_image`.
-
-    Args:
-        rows: a data set with an image column and, where there are any, `labels`.
-        image_column: its name.
-        processor: the model's image processor.
-        num_channels: 3 for colour, 1 for grey.
-        background: the colour on which transparent images are composed.
-        crop_padding: pixels that are added on each side, in black, before a random crop to the former size.
-        horizontal_flip: mirror half of the images.
-        seed: decides the crops and flips.
-        teacher_processors: image processors of teachers with other inputs than the student's. Each row then also has
-            `teacher_pixel_values`, one tensor for each of them, made from the same crop and flip of the image.
-        kept: further columns that the rows keep as they are.
     """
 
     def __init__(
@@ -186,15 +173,6 @@ def check_images(rows: datasets.Dataset, image_column: str, split: str, backgrou
     """Open every image to its end, so that a damaged file, or one that cannot be scaled, is found before training.
 
     It is logged how many images are scaled to 8 bits, and how many are composed on the background.
-
-    Args:
-        rows: the images.
-        image_column: their column.
-        split: its name, for messages.
-        background: the colour on which transparent images are composed.
-
-    Returns:
-        how many images are `16-bit`, `float`, `transparent` and `rotated`, which is said by their Exif data.
 
     Raises:
         ValueError: an image cannot be read, or not be scaled to 8 bits; the message names the row.

@@ -133,13 +133,6 @@ class LabelSpace:
     def check_column(self, dataset: Any, column: str) -> int:
         """Refuse labels of a column that are none of the student's.
 
-        Args:
-            dataset: one that `is_readable`.
-            column: of its labels.
-
-        Returns:
-            how many labels there are, missing ones left out.
-
         Raises:
             ValueError: the message says which there are and which there may be.
         """
@@ -176,11 +169,6 @@ class LabelCollator:
     """Collate rows whose labels may be null or names of classes, and refuse those that are none of the student's.
 
     It can be pickled, so that worker processes may be spawned.
-
-    Args:
-        collator: what it collates with. Rows are changed for Transformers' own collators alone, as another one may
-            read labels in its own way; the labels of a batch are looked at in any case.
-        space: what the labels may be.
     """
 
     def __init__(self, collator: Callable[[list[Any]], Any], space: LabelSpace) -> None:
@@ -195,11 +183,7 @@ class LabelCollator:
         return str(made_by.__module__).startswith("transformers.")
 
     def __call__(self, rows: list[Any]) -> Any:
-        """Collate rows.
-
-        Raises:
-            ValueError: a label is none of the student's.
-        """
+        """Collate rows."""
         batch = self.collator(self._readable(rows) if self.is_usual else rows)
         if self.is_usual and "label" in batch and "labels" not in batch:  # of tokens
             batch["labels"] = batch.pop("label")
@@ -221,11 +205,7 @@ class LabelCollator:
 
 
 def label_columns(dataset: Any) -> tuple[list[str], list[str]] | None:
-    """Name the columns of a data set, and those among them that Transformers' collators take for labels.
-
-    Returns:
-        None if the columns are not known: a transform makes the rows, or they have to be read first.
-    """
+    """Name the columns of a data set, and those among them that Transformers' collators take for labels."""
     if isinstance(dataset, datasets.Dataset):
         is_all = not is_arrow(dataset) or dataset.format["output_all_columns"]
         shown = ([] if not is_arrow(dataset) else None) if is_all else dataset.format["columns"]

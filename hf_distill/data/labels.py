@@ -15,16 +15,6 @@ def index_labels(
 
     None, an empty text, -1 and -100 are missing labels. The classes are those of the training split.
 
-    Args:
-        splits: by role; `train` is one of them.
-        column: the label column.
-        words: the column of the words if every word has a label, else None.
-        label_names: names of the classes in their order, for labels that are plain numbers, or to fix the order of
-            labels that are text.
-
-    Returns:
-        the splits, and the names of the classes in the order of their indices.
-
     Raises:
         ValueError: labels are of an unknown kind or of several, are none of the training split's, or are too few.
     """

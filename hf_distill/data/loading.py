@@ -59,13 +59,6 @@ def load_rows(
 ) -> DatasetDict:
     """Load all splits of a data set.
 
-    Args:
-        dataset: a Hub id, or `sklearn:digits`, the handwritten digits that come with scikit-learn.
-        name: the configuration of a Hub data set.
-        revision: branch, tag or commit on the Hub.
-        path: instead of `dataset`, a parquet, csv, tsv, json or jsonl file; a folder of such files, of images in a
-            folder for each class, or one that `save_to_disk` wrote.
-
     Raises:
         ValueError: there is no such data set, or it cannot be read.
     """
@@ -152,16 +145,6 @@ def choose_splits(
     rows: DatasetDict, *, train: str, evaluation: str | float | None, test: str | float | None
 ) -> tuple[dict[str, str | float], dict[str, Dataset]]:
     """Pick the splits by name; `train[:90%]` and the like name a part of one.
-
-    Args:
-        rows: all splits.
-        train: the training split.
-        evaluation: the split that the models are evaluated on; None takes validation, valid, dev or test.
-        test: a split for the final results, if it is to be another than `evaluation`.
-
-    Returns:
-        by role, what was picked: a split, a part of one, or the fraction of the training split that is still to be
-        drawn; and the rows of those that are no fractions.
 
     Raises:
         ValueError: there is no such split, or it is empty.
@@ -289,19 +272,6 @@ def prepare_splits(
 ) -> Splits:
     """Choose splits and columns, and turn every kind of label into class indices.
 
-    Args:
-        rows: all splits.
-        task: `text-classification`, `token-classification` or `image-classification`.
-        train_split: see `choose_splits`, as for the next two.
-        eval_split: as above; or a fraction of the training split, see `splitting.draw`.
-        test_split: as above.
-        split_seed: decides which rows the fractions draw.
-        max_train_rows: keep so many training rows, drawn at random from what the fractions have left.
-        seed: decides which these are.
-        label_names: names of the classes in their order, for labels that are plain numbers, or to fix the order of
-            labels that are text.
-        **column_names: see `find_columns`.
-
     Raises:
         ValueError: a split, column or label is not as it should be.
     """
@@ -339,12 +309,7 @@ def _drawn(rows: Dataset, inputs: Sequence[str], specs: Mapping[str, str | float
 
 
 def reorder_labels(splits: Splits, order: Sequence[int]) -> Splits:
-    """Give the classes other indices.
-
-    Args:
-        splits: prepared splits.
-        order: for each new index, the class's present one.
-    """
+    """Give the classes other indices."""
     new_index = {old: new for new, old in enumerate(order)}
 
     def convert(labels: Any) -> Any:
@@ -369,10 +334,6 @@ def fingerprint(splits: Splits, soft_targets: str | None = None) -> str:
 
     It covers the number of rows, every label, and the inputs and soft targets of up to 1,000 rows of each split, evenly
     spaced: enough to notice another version of a data set, and quick on a large one.
-
-    Args:
-        splits: prepared splits.
-        soft_targets: the column of soft targets that is learnt from, if there is one.
     """
     names = [*splits.columns.inputs, *([] if soft_targets is None else [soft_targets])]
     digest = hashlib.sha256(repr(splits.label_names).encode())

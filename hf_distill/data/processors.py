@@ -78,13 +78,6 @@ def difference(student_processor: Any, teacher_processor: Any) -> str | None:
     in it: the teacher may have more tokens than the student, and the padding side and the length may differ. Image
     processors are compared by what they make of a fixed image of noise.
 
-    Args:
-        student_processor: a tokenizer or an image processor; of a processor with both parts, one of them is taken.
-        teacher_processor: the teacher's.
-
-    Returns:
-        the difference in words, or None if they read alike.
-
     Raises:
         ValueError: one of the two is neither a tokenizer nor an image processor.
     """
@@ -105,17 +98,7 @@ def difference(student_processor: Any, teacher_processor: Any) -> str | None:
 
 
 def load_processor(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer or image processor that comes with a model.
-
-    Args:
-        source: Hub id or folder, of the model or of the processor alone.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: run the Python code that comes with it.
-
-    Returns:
-        the image processor of a vision model, the tokenizer of any other; None if there is none or it cannot be
-        loaded.
-    """
+    """Load the tokenizer or image processor that comes with a model."""
     options = source_options(source, revision, trust_remote_code)
     config = _loaded(AutoConfig, source, options)
     is_vision = type(config) in AUTO_CLASSES["image-classification"]._model_mapping
@@ -140,13 +123,6 @@ def refuse_mismatch(
     The teacher's processor is loaded from where the teacher came from. Where there is none, only what the teacher's
     config rules out is refused.
 
-    Args:
-        teacher: the teacher.
-        student_processor: the student's tokenizer or image processor; with anything else nothing is checked.
-        source: Hub id or folder of the teacher; None is what its config remembers.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: run the Python code that comes with it.
-
     Raises:
         ValueError: the two read differently, or the student's inputs do not fit the teacher.
     """
@@ -170,15 +146,7 @@ def refuse_mismatch(
 
 
 def most_tokens(config: Any, tokenizer: Any) -> int | None:
-    """Return the most tokens, special ones included, that a text model takes.
-
-    Args:
-        config: the model's.
-        tokenizer: its tokenizer.
-
-    Returns:
-        the smaller of what the tokenizer says and of the positions that the model has; None if neither has a limit.
-    """
+    """Return the most tokens, special ones included, that a text model takes."""
     limits = [getattr(tokenizer, "model_max_length", None), _num_positions(config)]
     # XLNet's config says -1 positions for no limit.
     return min((int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT), default=None)

@@ -75,11 +75,6 @@ class RowTargets:
     def of(self, view: int, indices: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> list[tuple[np.ndarray, ...]]:
         """Return what each member says of some rows.
 
-        Args:
-            view: which view the rows are of.
-            indices: the rows' numbers.
-            rows: the rows.
-
         Raises:
             ValueError: a row is not what it was when the soft targets were looked up.
         """
@@ -96,10 +91,6 @@ class RowTargets:
 
 class WithSoftTargets(Dataset):
     """A data set whose rows have an entry `cached_teacher_logits`.
-
-    Args:
-        rows: the data set without it; rows are mappings.
-        targets: its rows' soft targets, in the order of the rows.
 
     Raises:
         ValueError: there are more or fewer rows than soft targets.
@@ -143,12 +134,6 @@ class SoftTargetCollator:
     """Collate rows and their soft targets.
 
     It can be pickled, so that worker processes may be spawned.
-
-    Args:
-        collator: the student's; it gets the rows without soft targets.
-        widths: how many logits each member has.
-        token_level: each token has soft targets, those of padding apart.
-        withheld: entries of the rows that only the teacher has read.
     """
 
     def __init__(
@@ -165,12 +150,7 @@ class SoftTargetCollator:
         self.withheld = frozenset({*withheld, CACHED_LOGITS})
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Collate rows.
-
-        Returns:
-            the wrapped collator's batch with `cached_teacher_logits` and, unless all rows have soft targets and are
-            whole, `cached_teacher_mask`. Rows that have none, and padding, have zeros.
-        """
+        """Collate rows."""
         targets = [row.get(CACHED_LOGITS) for row in rows]
         plain = [{name: value for name, value in row.items() if name not in self.withheld} for row in rows]
         batch = dict(self.collator(plain))

@@ -27,15 +27,6 @@ def draw(rows: Dataset, inputs: Sequence[str], fractions: Sequence[float], seed:
     inputs stay together. A class with few inputs has at least one in the rest, then one in each part. Rows without
     a label stay in the rest, unless an equal input has one. Rows of words with tags have no class: they are drawn
     whatever their tags are.
-
-    Args:
-        rows: with `labels`, class indices or lists of these.
-        inputs: their input columns.
-        fractions: of the parts, each above 0, with a sum below 1.
-        seed: decides what is drawn.
-
-    Returns:
-        int64 arrays of row numbers, ascending: those of the rest, then those of each part.
     """
     contents, group, sizes = np.unique(_contents(rows, inputs), return_inverse=True, return_counts=True)
     digests = contents.view(np.uint8).reshape(-1, DIGEST_SIZE)
@@ -64,15 +55,6 @@ def check_splits(
     label_names: Sequence[str],
 ) -> list[str]:
     """Find what makes results on some splits mean less than they seem to: missing classes, and equal inputs.
-
-    Args:
-        splits: by role, with `labels`.
-        specs: what a recipe says of each: its name, or the fraction of the training split that it was drawn as.
-        inputs: their input columns.
-        label_names: names of the classes.
-
-    Returns:
-        warnings for a user.
 
     Raises:
         ValueError: a split to evaluate on has one class only.

@@ -41,9 +41,6 @@ class SoftTargetColumns:
         Returns:
             the wrapped collator's batch and, under the column's name, a float32 tensor `(batch, num_labels)`, or
             `(batch, tokens, num_labels)` padded as `input_ids` are. It is NaN where there is no soft target.
-
-        Raises:
-            ValueError: a row's soft targets have another shape than `num_labels` and its tokens ask for.
         """
         batch = dict(self.collator([{name: row[name] for name in row if name != self.column} for row in rows]))
         entries = [_as_float_array(row.get(self.column), self.column) for row in rows]

@@ -13,15 +13,7 @@ MISSING_LABEL = -100
 
 
 def label_mask(labels: Tensor, problem_type: ProblemType) -> Tensor:
-    """Tell which labels are present.
-
-    Args:
-        labels: as for `label_loss`.
-        problem_type: the kind of target.
-
-    Returns:
-        boolean, in the shape of `labels`: false for `-100` and, among floating labels, for NaN.
-    """
+    """Tell which labels are present."""
     present = labels.ne(MISSING_LABEL)
     if problem_type != "single_label_classification" and labels.is_floating_point():
         present &= ~labels.isnan()

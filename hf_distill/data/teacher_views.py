@@ -30,15 +30,6 @@ class TeacherViews:
     A row's text is read as the teacher's tokenizer reads it by default: token types are made only by a tokenizer
     that makes them unasked, since some models (GPT-2) add an embedding for them.
 
-    Args:
-        collator: the student's; it gets the rows without the raw columns and without `teacher_pixel_values`.
-        processors: one tokenizer (`text`, `words`) or image processor (`image`) for each teacher.
-        columns: the raw columns, which the rows must have kept: a text or a pair of texts; a list of words; an image,
-            which rows with `teacher_pixel_values` do without.
-        kind: what the columns hold.
-        max_lengths: tokens that each teacher takes of a row, special ones included; None is what its tokenizer says.
-        student_processor: for `words`, the tokenizer that made the rows.
-
     Raises:
         ValueError: the processors cannot read this kind of column.
     """
@@ -80,9 +71,6 @@ class TeacherViews:
             `token_positions` `(batch, student_tokens)`: for a token of the student that is the first piece of a word,
             the place of that word's first piece among the teacher's tokens; -1 for special tokens, other pieces and
             padding, and where the teacher's view has lost the word to truncation.
-
-        Raises:
-            ValueError: the rows lack a column, hold something else in it, or were tokenized in another way.
         """
         withheld = {*self.columns, TEACHER_PIXELS}
         # Plain dicts all the way down: a BatchEncoding moves its own tensors to a device, and not those inside a list.
@@ -198,13 +186,6 @@ class TeacherViews:
 
 def guess_columns(dataset: Any, kind: Kind) -> tuple[str, ...]:
     """Find the one column of a data set that a teacher with its own processor can read.
-
-    Args:
-        dataset: a `datasets.Dataset`, or anything whose first row is a dict.
-        kind: what the column holds: a string, a list of strings, or an image.
-
-    Returns:
-        its name; nothing if the rows have `teacher_pixel_values` already.
 
     Raises:
         ValueError: no column or several are of that kind.

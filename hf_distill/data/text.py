@@ -17,21 +17,7 @@ def tokenize_text(
     segments: bool | None = None,
     kept: tuple[str, ...] = (),
 ) -> Dataset:
-    """Tokenize a text or a pair of texts in each row.
-
-    Args:
-        dataset: rows with the text columns and `labels`.
-        tokenizer: the model's.
-        columns: one text column, or two that are read as a pair.
-        max_length: tokens kept of a row, special tokens included; None is the most that the model takes.
-        segments: make `token_type_ids`; None does what the tokenizer does by itself. A teacher may need them where the
-            student does not, and to some models (GPT-2) they are harmful.
-        kept: further columns that the rows keep as they are.
-
-    Returns:
-        rows of the tokenizer's `input_ids`, `attention_mask` and so on, `labels` and `length`, and of the texts, from
-        which a teacher may need inputs of its own.
-    """
+    """Tokenize a text or a pair of texts in each row."""
 
     def tokenize(batch: dict[str, list]) -> dict[str, Any]:
         texts = [[text or "" for text in batch[name]] for name in columns]
@@ -53,14 +39,6 @@ def tokenize_words(
     """Tokenize rows of words, and give each word's label to its first piece.
 
     Special tokens and the other pieces of a word have no label (-100).
-
-    Args:
-        dataset: rows with a list of words and a list `labels` of the same length.
-        tokenizer: the model's; a fast one, since only these know which word a piece belongs to.
-        column: the column of the words.
-        max_length: as in `tokenize_text`.
-        segments: as in `tokenize_text`.
-        kept: as in `tokenize_text`.
 
     Raises:
         ValueError: the tokenizer is slow, or a row has not as many labels as words.

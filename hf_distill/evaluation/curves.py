@@ -26,9 +26,6 @@ def training_curves(results: Results) -> bytes | None:
 
     The same results give the same bytes, with one version of matplotlib: no date, and no setting of the user's, goes
     in.
-
-    Args:
-        results: of the run; the step of a curve is that of its own training.
     """
     metric = next(iter(results.student.metrics), "")
     return _drawn(
@@ -41,12 +38,7 @@ def training_curves(results: Results) -> bytes | None:
 
 
 def student_curves(curve: Sequence[Mapping[str, float]], metric: str) -> bytes | None:
-    """Draw what the training of one student logged, as `training_curves` does.
-
-    Args:
-        curve: see `hf_distill.evaluation.results.curve`.
-        metric: which one of the evaluations is shown, such as `accuracy`.
-    """
+    """Draw what the training of one student logged, as `training_curves` does."""
     return _drawn({_PARTS: _parts(curve), (_EVALUATION, metric): _of_all({"student": curve}, f"eval_{metric}")})
 
 

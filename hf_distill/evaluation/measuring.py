@@ -43,11 +43,6 @@ def refusal(metric: Metric) -> str | None:
 class Metrics:
     """A recipe's metrics, computed from logits and labels.
 
-    Args:
-        metrics: `accuracy`, `f1` (macro), or, with consent to run its code, a metric of class indices or, as seqeval
-            is, of sequences of label names: a Hub id, or a folder that is written as a path (`./metric`).
-        label_names: the labels, in the order of the logits.
-
     Raises:
         ValueError: a metric cannot be loaded, or its code may not run.
     """
@@ -59,15 +54,8 @@ class Metrics:
     def __call__(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Compute all metrics over the labels that are present.
 
-        Args:
-            logits: `(rows, num_labels)`, or `(rows, tokens, num_labels)`.
-            labels: `(rows,)` or `(rows, tokens)` class indices, -100 where missing.
-
         Returns:
             every number that the metrics give, by its name.
-
-        Raises:
-            ValueError: no label is present.
         """
         present = labels != MISSING_LABEL
         if not present.any():

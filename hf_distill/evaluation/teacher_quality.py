@@ -64,11 +64,7 @@ class TeacherQuality:
         return self.ranking is not None and self.order is None and not self._may_be_chance
 
     def doubt(self, who: str) -> str | None:
-        """Say why a teacher that is not refused may be useless all the same, and what to do; None: there is no doubt.
-
-        Args:
-            who: the teacher, as it is named in messages.
-        """
+        """Return why a teacher that is not refused may be useless all the same, and what to do; None: no doubt."""
         if self.is_chance:
             return f"{who} {self.fault}: {self.cause}"
         if self.ranking is None:
@@ -134,12 +130,7 @@ class TeacherQuality:
 
 
 class ChanceTeacherError(ValueError):
-    """A teacher is surely useless.
-
-    Args:
-        who: the teacher, as it is named in messages.
-        quality: what was found.
-    """
+    """A teacher is surely useless."""
 
     def __init__(self, who: str, quality: TeacherQuality) -> None:
         super().__init__(
@@ -153,10 +144,6 @@ def check_quality(who: str, found: Mapping[str | None, TeacherQuality]) -> None:
     """Refuse a teacher that is surely useless, and warn of one that may be.
 
     On one evaluation set of several a good teacher may be at chance: it is refused if it is better on none.
-
-    Args:
-        who: the teacher, as it is named in messages.
-        found: its quality on each evaluation set, by the set's name; None if there is but one.
 
     Raises:
         ChanceTeacherError: the teacher is useless.

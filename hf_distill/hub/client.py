@@ -61,12 +61,7 @@ class Trouble:
 
 
 class Hub:
-    """The Hub, as the owner of a token sees it.
-
-    Args:
-        token: a user's; None for the one of the environment or of the last login, or nobody's if there is none.
-        sleep: waits so many seconds.
-    """
+    """The Hub, as the owner of a token sees it."""
 
     def __init__(self, token: str | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
         if constants.HF_HUB_OFFLINE:
@@ -98,12 +93,6 @@ class Hub:
         self, what: str, question: Callable[[], Answer], *, done: Callable[[], Answer | None] | None = None
     ) -> Answer:
         """Ask, and ask again after a while where that may help.
-
-        Args:
-            what: what the Hub is to do, as in "the Hub did not ...".
-            question: asks it once.
-            done: for what must not be done twice: looks whether it was done although the answer got lost, and returns
-                the answer then. Called before the question is asked again, and before it is given up.
 
         Raises:
             HubError: with the remedy.

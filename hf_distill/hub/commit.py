@@ -68,13 +68,6 @@ class Published:
 class Change:
     """Files that come to a branch and files that go, in one commit.
 
-    Args:
-        hub: who asks.
-        to: the branch.
-        found: what it holds.
-        files: what it is to hold; those that are there already are not sent again.
-        removed: paths that go.
-
     Attributes:
         changed: the files that are not there yet.
         removed: as given.
@@ -98,9 +91,6 @@ class Change:
 
     def settle(self, title: str) -> Published:
         """Send what is to change, unless all is there, or proposed, already.
-
-        Args:
-            title: of the commit.
 
         Raises:
             HubError: the Hub did not take it.
@@ -137,11 +127,6 @@ class Change:
 
     def commit(self, title: str, *, collect_remarks: bool = True) -> tuple[str, str | None]:
         """Send what is to change; return the commit, and the address of its pull request.
-
-        Args:
-            title: of the commit.
-            collect_remarks: keep the client's warnings about the card as `remarks`. Not in a thread beside others:
-                what Python does with warnings is a setting of the whole process.
 
         Raises:
             HubError: the Hub did not take it. The status is 412 if somebody else has changed the branch meanwhile.
@@ -200,11 +185,7 @@ class Change:
         return str(info.sha), same.url
 
     def _committed(self) -> tuple[str, None] | None:
-        """Return the commit with this content that was made since `found`, None if nobody has made any.
-
-        Raises:
-            HubError: somebody else has.
-        """
+        """Return the commit with this content that was made since `found`, None if nobody has made any."""
         name, branch, head = self.to.repo_id, self.to.branch, self.found.head
         info = self.hub.ask(f"tell of {name}", lambda: info_of(self.hub, self.to, branch))
         if info.sha == head:

@@ -21,11 +21,6 @@ def portable(recipe: Mapping[str, Any], lineage: Mapping[str, Any] | None = None
 
     What is named there can then be asked for, and neither the folders nor the user of the machine are told. Its `hub`
     is left out: whoever repeats the run would push to somebody else's repository. Twice is the same as once.
-
-    Args:
-        recipe: the resolved recipe, as in a run's recipe.yaml.
-        lineage: of the run's results. It says which models and data came from the Hub: without it `models/bert` is
-            taken for a Hub id where no such folder is in sight.
     """
     known = lineage or {}
     reduced: dict[str, Any] = {}

@@ -29,10 +29,6 @@ def merge(existing: str | None, card: RepoCard) -> str:
     united, theirs first, other values are kept, and what an earlier card of ours wrote gives way to the new. A key
     whose value stays the same keeps its text, comments and all. To merge the same card again changes nothing.
 
-    Args:
-        existing: the README as it is, line endings and byte order mark included; None if there is none.
-        card: ours.
-
     Raises:
         ValueError: the marks are not one pair, or the metadata cannot be read.
     """
@@ -56,9 +52,6 @@ def merge(existing: str | None, card: RepoCard) -> str:
 def users_licence(existing: str | None) -> str | None:
     """Return the licence that a user has set in a README's metadata, None if there is none or it is our own entry.
 
-    Args:
-        existing: the README as it is; None if there is none.
-
     Raises:
         ValueError: as `merge` does.
     """
@@ -74,10 +67,6 @@ def with_users_part(there: str, own: str) -> str:
 
     Text goes around our section, and only where the other has none of its own. Metadata are those that are not our
     entries; of two values the other's stays, and lists are united.
-
-    Args:
-        there: the README that gets it, and keeps our section with the record of what is ours.
-        own: the one that has it.
 
     Raises:
         ValueError: as `merge` does, for either of them.

@@ -22,10 +22,6 @@ def reconciled(here: str | None, there: str | None) -> str | None:
     was taken out of it. Where both have, or nobody knows, all lines of both are kept, those of the Hub first, and of
     the metadata the Hub's values stay.
 
-    Args:
-        here: the local README.md; None if there is none.
-        there: that of the repository; None if there is none.
-
     Raises:
         ValueError: the marks of our section, or the metadata, cannot be read in one of them.
     """
@@ -44,13 +40,7 @@ def reconciled(here: str | None, there: str | None) -> str | None:
 
 
 def marked(card: ModelCard, existing: str | None, *, is_shared: bool) -> ModelCard:
-    """Return a card that says what the user's part of the README around it is, or was when it was last shared.
-
-    Args:
-        card: ours.
-        existing: the README that it will be merged into.
-        is_shared: whether the README goes to the Hub.
-    """
+    """Return a card that says what the user's part of the README around it is, or was when it was last shared."""
     text = "" if existing is None else existing
     mark = _users_part(text).digest if is_shared else _mark_in(text)
     content = _MARK.sub("", card.content)

@@ -71,15 +71,7 @@ class Finding:
 def scan(
     files: Iterable[Outgoing], *, token: str | None = None, public: Collection[str] = (), only_keys: bool = False
 ) -> list[Finding]:
-    """Look through all text that goes out, the header of the weights included.
-
-    Args:
-        files: what goes out.
-        token: the token in use, whatever its form.
-        public: words that are none of this machine's secrets though they may be its user's name: the namespace on the
-            Hub, names of labels.
-        only_keys: let paths and names of this machine pass, as in what its user has written for others to read.
-    """
+    """Look through all text that goes out, the header of the weights included."""
     names = machine_names() - set(public)
     name = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, sorted(names)))})(?!\w)") if names else None
     findings: list[Finding] = []
@@ -99,12 +91,6 @@ def scan(
 
 def refuse_secrets(files: Iterable[Outgoing], *, token: str | None, public: Iterable[str], remedy: str) -> None:
     """Refuse to send files that hold secrets.
-
-    Args:
-        files: all that is to go out.
-        token: the user's.
-        public: names that are no secrets: the namespace, the labels.
-        remedy: a sentence that says what to do.
 
     Raises:
         ValueError: some do; it says which, and where.

@@ -61,11 +61,6 @@ def push(snapshot: Snapshot, to: Destination, token: str | None) -> CommitInfo:
     Users' own text in README.md stays, here and on the Hub; see `reconciling.reconciled`. If somebody else commits
     meanwhile, the push is made again on top of that.
 
-    Args:
-        snapshot: what to push.
-        to: the repository and branch, made if they are missing.
-        token: the user's; None for the one of the environment or of the last login.
-
     Raises:
         ValueError: there is something in the files that must not be published, or (`HubError`) the Hub did not take it.
     """
@@ -82,14 +77,6 @@ def push(snapshot: Snapshot, to: Destination, token: str | None) -> CommitInfo:
 def make_repository(repo_id: str, *, private: bool | None, token: str | None) -> str:
     """Make a repository if there is none of that name.
 
-    Args:
-        repo_id: with or without namespace.
-        private: whether a new one is seen by its owner alone; None leaves that to the Hub.
-        token: the user's; None for the one of the environment or of the last login.
-
-    Returns:
-        its name with the namespace.
-
     Raises:
         ValueError: the name cannot be one, or (`HubError`) the Hub did not make it.
     """
@@ -104,10 +91,6 @@ def student_files(folder: Path, *, left_out: Collection[Path] = ()) -> list[Outg
 
     Left out are README.md itself, the state of a training, checkpoints, hidden files and files and folders whose names
     begin with `_`.
-
-    Args:
-        folder: the output folder of a training, or a checkpoint.
-        left_out: folders that are no part of the student.
     """
     found = []
     for path in sorted(folder.rglob("*")):
@@ -120,12 +103,7 @@ def student_files(folder: Path, *, left_out: Collection[Path] = ()) -> list[Outg
 
 
 def checkpoint_files(folder: Path, name: str) -> list[Outgoing]:
-    """Return what a training needs to go on at a checkpoint, pickled states of the optimizer among it.
-
-    Args:
-        folder: the checkpoint.
-        name: its folder in the repository.
-    """
+    """Return what a training needs to go on at a checkpoint, pickled states of the optimizer among it."""
     found = []
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).as_posix()
@@ -135,15 +113,7 @@ def checkpoint_files(folder: Path, name: str) -> list[Outgoing]:
 
 
 def stage(folder: Path, beside: Path) -> Path:
-    """Keep the files of a folder for a push in the background: a checkpoint may be deleted before it has ended.
-
-    Args:
-        folder: of files that nobody writes to any more.
-        beside: a folder on the same disk, where nothing needs to be copied.
-
-    Returns:
-        a new folder, for the caller to delete.
-    """
+    """Keep the files of a folder for a push in the background: a checkpoint may be deleted before it has ended."""
     staged = Path(tempfile.mkdtemp(prefix=f"{_STAGED}{os.getpid()}-", dir=beside))
     shutil.copytree(folder, staged, copy_function=_linked, dirs_exist_ok=True)
     return staged

@@ -40,16 +40,6 @@ def share(
     again, and if all of it is there nothing is done. Soft targets that were there before and are not in the folder go;
     if they were made in another way, a remark says so.
 
-    Args:
-        folder: of the soft targets.
-        to: a data set's repository.
-        key: how they were made.
-        facts: what is known of their teachers.
-        num_rows: how many rows have soft targets.
-        differences: says in what the first of two keys differs from the second; nothing if it does not.
-        token: the user's; None for the one of the environment or of the last login.
-        sleep: waits so many seconds, where the Hub is busy or an answer got lost.
-
     Raises:
         ValueError: the soft targets are not fit to go out, or (`HubError`) the Hub did not take them; what to do is in
             the message.

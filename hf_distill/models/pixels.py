@@ -26,10 +26,6 @@ def plain_image(image: Image.Image, background: str = WHITE) -> Image.Image:
     are from 0 to 1. Whole numbers of 32 bits have no such range; from 0 to 255 they are what they would be in 8 bits.
     Of 16 bits in colour PIL itself keeps the upper 8.
 
-    Args:
-        image: of any mode.
-        background: the opaque colour that shows through where it is transparent, as PIL's `ImageColor` names it.
-
     Raises:
         ValueError: its pixels cannot be scaled, since they are outside the range of their type.
     """

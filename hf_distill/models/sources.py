@@ -15,12 +15,6 @@ _NAMING_CLASSES = ("config.json", "tokenizer_config.json", "preprocessor_config.
 def source_options(source: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
     """Return the keywords of `from_pretrained` that name the commit, and let its code run or not.
 
-    Args:
-        source: Hub id or folder.
-        revision: branch, tag or commit on the Hub; None is main.
-        trust_remote_code: consent to run the code that lies there. To Transformers it is consent for the code of every
-            other repository, too, that a config names, or that an adapter is for, and at no fixed commit.
-
     Raises:
         ValueError: the code of another repository would run.
     """
@@ -35,12 +29,7 @@ def source_options(source: str, revision: str | None, trust_remote_code: bool) -
 
 
 def first_line(error: BaseException, *, consent: str = "trust_remote_code") -> str:
-    """Return the first line of an error's text, for a message that quotes it; of code that may not run, the remedy.
-
-    Args:
-        error: what loading has raised.
-        consent: the name of the setting that lets the code run.
-    """
+    """Return the first line of an error's text, for a message that quotes it; of code that may not run, the remedy."""
     text = str(error).strip() or type(error).__name__
     line = text.splitlines()[0]
     if not needs_consent(error):

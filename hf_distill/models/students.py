@@ -31,14 +31,6 @@ def model_from_checkpoint(
 
     A head for the same labels by name, in another order, is put into theirs.
 
-    Args:
-        name_or_path: Hub id or folder.
-        task: `text-classification`, `token-classification` or `image-classification`.
-        label_names: the labels, in the order of the logits.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: run the Python code that comes with the model, and no other's.
-        new_head: replace a head of another number of labels by a new one.
-
     Raises:
         ValueError: there is no such model, or its head has another number of labels and `new_head` is not set.
     """
@@ -72,11 +64,6 @@ def model_from_config(settings: dict[str, Any], task: str, label_names: Sequence
     """Build a model with random weights from `model_type` and the fields of its config.
 
     The weights come from torch's global random state: seed it for the same model twice.
-
-    Args:
-        settings: `model_type`, and fields of that type's config.
-        task: as in `model_from_checkpoint`.
-        label_names: the labels, in the order of the logits.
 
     Raises:
         ValueError: the model type is unknown or cannot do the task, or its config has no such field or value.

@@ -47,13 +47,7 @@ class Member:
 
 
 class Cast:
-    """Who plays in a run.
-
-    Args:
-        recipe: the run's.
-        splits: its data.
-        shared: the soft targets that teach, if there is no teacher.
-    """
+    """Who plays in a run."""
 
     def __init__(self, recipe: Recipe, splits: Splits, shared: SharedTargets | None = None) -> None:
         self.recipe = recipe

@@ -49,10 +49,6 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
 
     Teachers that the recipe trains are trained first. All is left where `train` of the same recipe finds it.
 
-    Args:
-        recipe: the recipe.
-        name: its short name.
-
     Raises:
         ValueError: there is no teacher to ask; or something in the data, the models, the output folder or the folder of
             soft targets is not as it should be.

@@ -60,11 +60,6 @@ class Inputs:
     Models whose processors read alike share one reader; a teacher that reads in another way than its student gets a
     view of its own of each row.
 
-    Args:
-        recipe: the run's.
-        splits: its data.
-        shared: the soft targets that teach, if there is no teacher: rows are made as they were when it was asked.
-
     Attributes:
         unusual_images: how many images of the data are of each kind that `check_images` counts.
 
@@ -126,16 +121,7 @@ class Inputs:
         teachers: Sequence[Reader] = (),
         soft_targets: str | None = None,
     ) -> Any:
-        """Return a split for a model.
-
-        Args:
-            reader: the model's.
-            role: `train`, `evaluation` or `test`.
-            augment: random changes to its images.
-            seed: decides these changes.
-            teachers: readers of those that teach it.
-            soft_targets: the column that teaches it, if one does; no other is kept.
-        """
+        """Return a split for a model."""
         kept = () if soft_targets is None else (soft_targets,)
         columns, rows = self._splits.columns.inputs, self._splits.named()[role]
         if not self._recipe.is_text:

@@ -41,12 +41,6 @@ def publish(
     The run's folder is only read. Text of the user's in the repository's README.md stays, whatever it is; what is
     there already is not sent again, and if all of it is there nothing is done.
 
-    Args:
-        run: the output folder of `hf-distill train`.
-        to: the repository.
-        token: the user's; None for the one of the environment or of the last login.
-        sleep: waits so many seconds, where the Hub is busy or an answer got lost.
-
     Raises:
         ValueError: the run is not fit to go out, or (`HubError`) the Hub did not take it; what to do is in the message.
     """
@@ -73,10 +67,6 @@ def collect(run: Path, repo_id: str | None = None) -> list[Outgoing]:
     """Return what of a finished run goes out, README.md first, as it would be in an empty repository.
 
     Nothing is written, and of weights no more than the header is read.
-
-    Args:
-        run: the output folder of `hf-distill train`.
-        repo_id: for the snippets of the card.
 
     Raises:
         ValueError: the run is not finished, or the student is one that others could not load.

@@ -34,12 +34,6 @@ class RunCard(NamedTuple):
 def card_of_run(run: Path, *, repo_id: str | None = None, license: str | None = None, plot_name: str = PLOT) -> RunCard:
     """Make a run's card, with no network and no model.
 
-    Args:
-        run: a folder with recipe.yaml and results.json: the output folder of a run, or the one beside a published card.
-        repo_id: the student's Hub id.
-        license: the student's; by default that of what it was made from.
-        plot_name: where the picture will be, relative to the card.
-
     Raises:
         ValueError: the folder holds no finished run.
     """
@@ -104,13 +98,6 @@ def published(recipe: Recipe, results: Results) -> Recipe:
 def save_card(run: Path, *, repo_id: str | None = None) -> tuple[Path, RunCard]:
     """Write a run's card anew into its student's README.md, with the picture beside it.
 
-    Args:
-        run: the output folder of a run.
-        repo_id: the student's Hub id.
-
-    Returns:
-        the README.md, and the card.
-
     Raises:
         ValueError: the folder holds no finished run or no student, or the README.md cannot be read.
     """
@@ -127,11 +114,6 @@ def export_card(run: Path, output: Path, *, repo_id: str | None = None) -> RunCa
     """Write a run's card into a file, and what it was made from into the folder of the same name beside it.
 
     That folder holds recipe.yaml without local paths, results.json and the picture, and the card can be made from it.
-
-    Args:
-        run: as in `card_of_run`.
-        output: the file, which ends in .md; text of the user's in it stays.
-        repo_id: the student's Hub id.
 
     Raises:
         ValueError: the folder holds no finished run, or the file is no .md or cannot be read.
@@ -164,11 +146,6 @@ def _refuse_foreign_folder(folder: Path) -> None:
 
 def write_card(made: RunCard, readme: Path, plot: Path) -> None:
     """Write a card into a README, which may hold somebody's own text, and the picture beside it.
-
-    Args:
-        made: the card.
-        readme: made if need be, otherwise only our section of it is replaced.
-        plot: where the picture goes; an old one is removed if there is none any more.
 
     Raises:
         ValueError: the README cannot be read or its marks are broken; nothing is written then.

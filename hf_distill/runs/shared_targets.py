@@ -98,13 +98,6 @@ class SharedTargets:
     ) -> None:
         """Refuse soft targets that are not of the labels, or not of the inputs, of a run.
 
-        Args:
-            args: of the student that learns from them.
-            labels: their names, in the student's order.
-            processor: what makes its inputs.
-            columns: what they are made of, of a pair in this order.
-            is_token_level: each token has a label.
-
         Raises:
             ValueError: the message says what differs.
         """
@@ -129,12 +122,7 @@ class SharedTargets:
             )
 
     def missing(self, count: int, total: int) -> str:
-        """Say that rows have no soft targets, and what may be the reason.
-
-        Args:
-            count: rows without.
-            total: all rows.
-        """
+        """Say that rows have no soft targets, and what may be the reason."""
         data, stated = self.recipe.data, self.facts["data"]
         same: tuple[str, ...] = ("name", "revision", "train_split", "eval_split", "test_split")
         same += ("max_train_rows", "max_length", "background")
@@ -172,10 +160,6 @@ def shared_targets(recipe: Recipe, *, whole: bool = True) -> SharedTargets | Non
 
     Nothing but JSON and safetensors is downloaded.
 
-    Args:
-        recipe: a valid one.
-        whole: with the soft targets themselves, not what tells of them alone.
-
     Raises:
         ValueError: they are not there, cannot be read, or are damaged. `UnreachableError` if that is not known.
     """
@@ -190,12 +174,7 @@ def shared_targets(recipe: Recipe, *, whole: bool = True) -> SharedTargets | Non
 
 
 def origin_of_shared(shared: SharedTargets) -> dict[str, Any]:
-    """Tell where soft targets come from, as `lineage.model_origin` tells it of a model.
-
-    Returns:
-        as of a model, where one teacher made them; and `soft_targets`, the data set's `id` and `revision` (None for a
-        folder), and `members`, what is known of each teacher.
-    """
+    """Tell where soft targets come from, as `lineage.model_origin` tells it of a model."""
     members = [
         {name: each[name] for name in ("words", "model", "revision", "license", "license_name", "license_link")}
         for each in shared.teachers

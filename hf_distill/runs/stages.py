@@ -46,12 +46,6 @@ def settle_devices(recipe: Recipe) -> None:
 def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets: bool = False) -> Iterator["Stages"]:
     """Open a run's output folder and load its data; nothing is written yet.
 
-    Args:
-        recipe: the run's.
-        name: its short name.
-        overwrite: delete a run with other settings in the same output folder.
-        makes_targets: soft targets alone are made; see `Workspace`.
-
     Raises:
         ValueError: something in the data, the models or the output folder is not as it should be.
     """
@@ -107,12 +101,6 @@ class Stages:
 
     def begin(self, *, needs_labels: bool) -> dict[str, Any]:
         """Build the models once, to see that they can be, and make the output folder the run's own.
-
-        Args:
-            needs_labels: something is trained on labels alone.
-
-        Returns:
-            facts about the data, for the results.
 
         Raises:
             ValueError: the models do not fit each other or the data, or the folder holds work on other data.

@@ -37,11 +37,6 @@ def judged(stages: Stages, members: Sequence[Member], *, is_asked: bool = False)
 
     If they are to answer beforehand they do so here, for all rows that the first student needs.
 
-    Args:
-        stages: of the run.
-        members: the teachers.
-        is_asked: have them answer all rows beforehand, whatever the recipe says.
-
     Raises:
         ValueError: soft targets are missing, or do not fit; see `PrecomputedTrainer.precompute_teacher_logits`.
     """

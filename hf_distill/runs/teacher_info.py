@@ -26,18 +26,7 @@ _NUMBERS = ("seed", "num_parameters", "num_bytes", "train_seconds")
 def facts_of_model(
     section: Teacher, origin: Mapping[str, Any], model: PreTrainedModel | None, seconds: float | None
 ) -> dict[str, Any]:
-    """Tell what is known of a teacher.
-
-    Args:
-        section: what the recipe says of it.
-        origin: where it comes from; see `lineage.model_origin`.
-        model: None for a column of the data.
-        seconds: of its training, None if it came ready.
-
-    Returns:
-        `words`, what it is; of its origin `model`, `revision`, `license` and so on; `is_specialist`; `num_parameters`,
-        `num_bytes` of its weights and `train_seconds`, None where that is not known.
-    """
+    """Tell what is known of a teacher."""
     parameters = None if model is None else list(model.parameters())
     return {
         "words": model_words(section.model_dump(), origin),
@@ -61,14 +50,6 @@ def read_facts(folder: Path, key: Mapping[str, Any]) -> dict[str, Any]:
     """Read what is known of the teachers of some soft targets.
 
     The file may come from anywhere: what in it is no fact of the kind that `write_facts` is given is left out.
-
-    Args:
-        folder: of the soft targets.
-        key: theirs, which says how many teachers there are.
-
-    Returns:
-        `teachers`, one for each of the key's with all that `facts_of_model` tells and `seed`; `recipe`, `task`, `data`,
-        `seed` and `views`, None or empty where they are not known.
     """
     try:
         found = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))

@@ -11,11 +11,7 @@ from hf_distill.runs.workspace import write_whole
 
 
 class Clock(TrainerCallback):
-    """Count the seconds of training, over restarts too: each checkpoint notes how long it took to get there.
-
-    Args:
-        seconds_before: that the training had taken when it was stopped.
-    """
+    """Count the seconds of training, over restarts too: each checkpoint notes how long it took to get there."""
 
     def __init__(self, seconds_before: float) -> None:
         self._before = seconds_before

@@ -33,11 +33,6 @@ def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
     the same final weights as if it had not been. If the student is to be published (`publish_student`, afterwards), it
     is found out first whether that is possible.
 
-    Args:
-        recipe: what to do.
-        name: the recipe's name, for the results.
-        overwrite: delete a run with other settings in the same output folder.
-
     Raises:
         ValueError: something in the data, the models or the output folder is not as it should be, or the student could
             not be published.

@@ -33,13 +33,6 @@ class Workspace:
     A stage's model appears under its final name only when it is whole (it is written beside and renamed), and a
     record of the stage in `stages/` only after that, so a run killed at any moment finds out where it was.
 
-    Args:
-        path: the folder; made if need be.
-        recipe: the settings of this run.
-        overwrite: delete what a run with other settings has left there.
-        makes_targets: teachers and their soft targets alone are made: students that are there stay as they are, and so
-            does the note of their settings.
-
     Raises:
         ValueError: the folder cannot be written, holds a run with other settings or files that a run would replace, or
             is in use by another process.
@@ -80,11 +73,6 @@ class Workspace:
 
     def begin(self, data_fingerprint: str, reading: Mapping[str, Any]) -> None:
         """Make room for the run, and note its settings and data: from here on the folder is its own.
-
-        Args:
-            data_fingerprint: tells the data from others.
-            reading: in JSON's types, by its stage how each teacher that is trained reads them; other students may
-                change that.
 
         Raises:
             ValueError: the folder holds work on other data, or teachers that were trained to read in another way.
@@ -215,13 +203,7 @@ class Workspace:
         return json.loads((self.path / "stages" / f"{stage}.json").read_text(encoding="utf-8"))
 
     def finish(self, stage: str, save: Callable[[Path], None], record: dict[str, Any]) -> None:
-        """Save a stage's model and record, and drop the checkpoints that led to it.
-
-        Args:
-            stage: one of the recipe's `stage_names`.
-            save: writes the model into the folder that it is given.
-            record: what `record` will return.
-        """
+        """Save a stage's model and record, and drop the checkpoints that led to it."""
         part = self._part(stage)
         shutil.rmtree(part, ignore_errors=True)
         save(part)
@@ -289,11 +271,7 @@ def refuse_mixed_folders(recipe: Recipe) -> None:
 
 
 def state_of(path: Path, recipe: Recipe) -> tuple[list[str] | None, list[str]]:
-    """Look at an output folder without touching it.
-
-    Returns:
-        the settings that differ from those of the run in it, None if there is no run; and its finished stages.
-    """
+    """Look at an output folder without touching it."""
     if not (path / "recipe.yaml").exists() or not _holds_work(path):
         return None, []
     try:

@@ -74,11 +74,7 @@ class BuiltTeacher:
         return {*self.source.batch_keys, *self.raw_columns, TEACHER_PIXELS}
 
     def release(self, cache: SoftTargetCache, collator: Any, placement: str) -> tuple[Any, CachedTeacher]:
-        """Move the models that were given back to where they came from.
-
-        Returns:
-            the student's own collator, and the source of the soft targets that were cached.
-        """
+        """Move the models that were given back to where they came from."""
         if isinstance(collator, TeacherViews):
             cache.withheld = {*self.raw_columns, TEACHER_PIXELS}
             collator = collator.collator
@@ -105,18 +101,6 @@ def build_teacher(
     is_token_level: bool,
 ) -> BuiltTeacher:
     """Load, freeze and place what was given as teacher, and find out what it reads of the data.
-
-    Args:
-        teacher: as for `DistillationTrainer`.
-        args: a DistillationConfig.
-        student: the student, without wrappers.
-        student_processor: its tokenizer or image processor, if it is known.
-        processing_class: the teacher's; for several teachers one for all, or a list with one or None for each.
-        accelerator: the run's.
-        columns: of the data, as far as they are known.
-        dataset: the training data; None if there are none.
-        collator: the student's.
-        is_token_level: each token has a label.
 
     Raises:
         ValueError: the teacher cannot teach this student.
@@ -180,13 +164,6 @@ def column_names(dataset: Any) -> list[str]:
 def parse_teachers(teacher: Any, columns: Sequence[str]) -> Any:
     """Look at what was given as teacher, and refuse what is none.
 
-    Args:
-        teacher: a model, a Hub id or folder, a list of these and of specialists, a function, or None.
-        columns: of the training data.
-
-    Returns:
-        a list of models, names and specialists; a function; or the name of the column of soft targets.
-
     Raises:
         ValueError: it is none of these, or there are two answers or none.
     """
@@ -228,14 +205,6 @@ def parse_teachers(teacher: Any, columns: Sequence[str]) -> Any:
 
 def load_members(members: Sequence[Any], args: Any, context: TeacherContext) -> list[Any]:
     """Load the members that are named, each onto its place.
-
-    Args:
-        members: models, names and specialists.
-        args: a DistillationConfig.
-        context: of the run.
-
-    Returns:
-        models, and specialists with models.
 
     Raises:
         ValueError: a member cannot be loaded or placed, or is the student or shares parameters with it.
@@ -296,13 +265,6 @@ def build_source(
     views: Views,
 ) -> SoftTargetSource:
     """Freeze and place the teachers, and align their labels with the student's.
-
-    Args:
-        members: what `parse_teachers` and `load_members` have returned.
-        args: a DistillationConfig.
-        context: of the run.
-        problem_type: the kind of target, if it is known.
-        views: which inputs the members read.
 
     Raises:
         ValueError: the labels or the inputs of one do not fit the student's; of several, the message says which.

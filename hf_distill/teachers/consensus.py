@@ -67,11 +67,6 @@ def _log_group_masses(log_totals: Tensor, log_dustbins: Tensor, outside: Tensor)
     out what another is sure of: where nothing but probabilities below `_SMALLEST_WEIGHT` decides between groups, they
     share evenly.
 
-    Args:
-        log_totals: `(rows, groups)`, `log c`.
-        log_dustbins: `(rows, specialists)`, `log d`.
-        outside: `(specialists, groups)` of 0 and 1.
-
     Returns:
         `(rows, groups)`: the logarithms of the masses, up to a constant for each row.
     """

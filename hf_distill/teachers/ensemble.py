@@ -77,10 +77,6 @@ def combine_logits(
 def check_weights(weights: Sequence[float] | None, num_members: int) -> tuple[float, ...]:
     """Return the weights of an ensemble's members, made to sum to 1.
 
-    Args:
-        weights: one for each member, at least 0 and not all 0; None gives all the same.
-        num_members: how many teachers there are.
-
     Raises:
         ValueError: there is no member, or the weights are not as above.
     """

@@ -50,11 +50,6 @@ class TeacherColumn(SoftTargetSource):
 
     A row that has none (its entry is null or NaN) learns from its label alone.
 
-    Args:
-        column: `teacher_logits`, or `teacher_probs` (of one row they sum to 1; for multi-label each is from 0 to 1).
-        num_labels: the student's number of labels, None if it does not say.
-        device: the student's.
-
     Raises:
         ValueError: the column has another name.
     """
@@ -68,11 +63,7 @@ class TeacherColumn(SoftTargetSource):
         self._device = device
 
     def __call__(self, batch: Mapping[str, Any]) -> TeacherOutput:
-        """Return the column's values.
-
-        Raises:
-            ValueError: the batch lacks the column, or has another number of labels in it.
-        """
+        """Return the column's values."""
         return TeacherOutput([self._values(batch)])
 
     def combine(self, output: TeacherOutput, temperature: float, problem_type: ProblemType) -> Tensor:

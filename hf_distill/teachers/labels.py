@@ -21,15 +21,6 @@ def align_labels(
     Names are compared without regard to case. Where all names of one side are generic (`LABEL_0`, `LABEL_1` ...)
     nothing can be compared: the order is taken to be the same, with a warning.
 
-    Args:
-        teacher_labels: the teacher's labels in the order of its logits.
-        student_labels: the student's labels in the order of its logits.
-        label_map: the teacher's label for every label of the student. The teacher's other labels are left out, and
-            its softmax runs over those that stay.
-
-    Returns:
-        `num_labels` indices into the teacher's logits, or None if the two orders are the same already.
-
     Raises:
         ValueError: the labels differ in number or in name and no map is given, or the map does not fit.
     """
@@ -42,10 +33,6 @@ def align_labels(
 
 def names_in_order(id2label: Mapping[int, str] | Mapping[str, str]) -> list[str]:
     """Return a model config's labels in the order of its logits.
-
-    Args:
-        id2label: its keys are numbers, or numbers in text: so they are in JSON and in many guides, and so they stay in
-            a model's config unless it is loaded from a file.
 
     Raises:
         ValueError: a key is no number.

@@ -26,15 +26,6 @@ def load_teacher(
 ) -> PreTrainedModel:
     """Load a ready teacher from a Hub id or a local folder, whole in each process.
 
-    Args:
-        name_or_path: Hub id or folder.
-        task: one of `AUTO_CLASSES`.
-        dtype: type of the weights; None is `float32`, `auto` the type that they were saved in.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: run the Python code that comes with the model, and no other's.
-        allow_untrained: accept weights that the checkpoint lacks and that were therefore drawn at random.
-        **options: more keywords of `from_pretrained`, such as those of `placement.loading_options`.
-
     Raises:
         ValueError: there is no such model, or parts of it (its head, mostly) are not in the checkpoint.
     """

@@ -18,15 +18,7 @@ def memory_needed(
     optimizer: str = "adamw_torch",
     quantization: str | None = None,
 ) -> dict[str, float]:
-    """Return the memory in MiB of a model's `weights`, `gradients` and `optimizer state`, without activations.
-
-    Args:
-        model: on any device, the meta device included.
-        dtype: type that its floating weights will have.
-        is_trained: count gradients and optimizer state of the parameters that are not frozen.
-        optimizer: a value of `TrainingArguments.optim`; unknown ones count as Adam.
-        quantization: `8bit`, `4bit` or None; of the linear layers that are not the head.
-    """
+    """Return the memory in MiB of a model's `weights`, `gradients` and `optimizer state`, without activations."""
     width = dtype.itemsize
     quantized = _quantized_parameters(model) if quantization is not None else set()
     narrow = 1.0 if quantization == "8bit" else 0.5 + 0.127 / 8  # QLoRA: 0.127 bit of constants for each parameter
@@ -60,12 +52,7 @@ def _state_width(optimizer: str, width: int) -> int:
 
 
 def device_name(placement: str, *, use_cpu: bool = False) -> str:
-    """Say in words where a model would live on this machine: `cuda:0 (NVIDIA H200, 139 GiB free)`.
-
-    Args:
-        placement: `same`, `cpu`, a device, `auto` or `sharded`.
-        use_cpu: the run is kept on the CPU.
-    """
+    """Say in words where a model would live on this machine: `cuda:0 (NVIDIA H200, 139 GiB free)`."""
     devices = available_devices()
     first = "cpu" if use_cpu or len(devices) == 1 else devices[1]
     if placement == "auto":

@@ -19,20 +19,6 @@ from hf_distill.teachers.source import TEACHER_INPUTS, SoftTargetSource, Teacher
 class TeacherModel(SoftTargetSource):
     """Logits of a teacher for a student's batches.
 
-    Args:
-        model: the teacher; it is put in evaluation mode, taken out of training, moved to its place (unless it is
-            quantised or dispatched over devices already) and converted to `dtype`, in place.
-        student: the student.
-        label_index: for each label of the student the teacher's logit; None: they are the same.
-        device: the student's device, where the logits are returned.
-        dtype: `float32`, `bfloat16` or `float16`; None and `auto` leave the weights as they are.
-        placement: see `hf_distill.teachers.placement.place`.
-        accelerator: the run's, for a placement that needs it.
-        autocast_dtype: the type of the run's mixed precision, if it has one; used where the teacher lives on another
-            kind of device than the student.
-        view: which of the batch's `teacher_inputs` the teacher reads; None: the student's inputs.
-        compilation: arguments of `torch.compile`; None: the teacher is not compiled.
-
     Raises:
         ValueError: the teacher is the student, or shares parameters with it.
     """
@@ -73,12 +59,7 @@ class TeacherModel(SoftTargetSource):
         self._dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
     def __call__(self, batch: Mapping[str, Any]) -> TeacherOutput:
-        """Run the teacher, without gradients.
-
-        Args:
-            batch: labels and, unless its `forward` names no input at all, entries that it does not name are left out;
-                floating tensors are converted to the type of its weights.
-        """
+        """Run the teacher, without gradients."""
         view = self._view_of(batch)
         names = self.inputs or view.keys() - {"labels"}
         inputs = {name: self._converted(value) for name, value in view.items() if name in names}

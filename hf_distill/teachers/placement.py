@@ -42,12 +42,6 @@ def check_placement_words(placement: str) -> None:
 def check_placement(placement: str, quantization: str | None, *, num_processes: int, is_named: bool) -> None:
     """Refuse a placement that this machine or this run cannot give a teacher.
 
-    Args:
-        placement: `same`, `cpu`, a device, `auto` or `sharded`.
-        quantization: `8bit`, `4bit` or None.
-        num_processes: of the run.
-        is_named: the teacher is a Hub id or a folder, not a model.
-
     Raises:
         ValueError: there is no such device, the launch or the teacher does not fit the placement, or something that
             quantisation needs is missing.
@@ -116,17 +110,6 @@ def loading_options(
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Return the keywords of `from_pretrained` that load a teacher onto its place, quantised where that is asked for.
-
-    Args:
-        placement: `same`, `cpu`, a device, `auto` or `sharded` (which is loaded onto the CPU, and sharded by `place`).
-        quantization: `8bit`, `4bit` or None.
-        source: Hub id or folder.
-        task: one of `AUTO_CLASSES`.
-        device: the student's.
-        dtype: the type asked for; 4bit weights compute in it, or in `bfloat16` if it is None or `auto`.
-        student: it keeps the memory that its training needs.
-        revision: branch, tag or commit on the Hub.
-        trust_remote_code: run the Python code that comes with the model.
 
     Raises:
         ValueError: the quantised teacher would be on the CPU, or its config cannot be loaded.
@@ -232,17 +215,6 @@ def place(
     quantised teacher, and one that is spread over devices already, stays as it is.
 
     Accelerate does not get to know the teacher: a model that is prepared is counted as trained, and saved.
-
-    Args:
-        model: the teacher, loaded.
-        placement: `same`, `cpu`, a device, `auto` or `sharded`.
-        device: the student's.
-        dtype: type of the weights; None leaves them as they are.
-        accelerator: the run's; it says whether this is a DeepSpeed run.
-        student: it keeps the memory that its training needs.
-
-    Returns:
-        the device that the teacher's inputs must be on.
 
     Raises:
         ValueError: the weights are not here, or are where this placement cannot move them.

@@ -11,11 +11,7 @@ from hf_distill.teachers.source import SoftTargetSource, TeacherOutput, check_lo
 
 
 class SoftTargetReader:
-    """Reads a source batch by batch, without waiting for the device at each step.
-
-    Args:
-        device: of the student.
-    """
+    """Reads a source batch by batch, without waiting for the device at each step."""
 
     def __init__(self, device: torch.device) -> None:
         self._num_unusable = torch.zeros((), dtype=torch.long, device=device)

@@ -64,14 +64,6 @@ class Combination:
 class TeacherEnsemble(SoftTargetSource):
     """One set of soft targets from several teachers.
 
-    Args:
-        generalists: teachers that know all labels; the mean of their probabilities counts.
-        specialists: teachers of some of the classes, whose logits end with the dustbin's. They correct that mean where
-            it is about their classes. Each comes with the student's classes that its other logits are about, and its
-            oversampling.
-        weights: of the generalists; None: all the same.
-        kind: of the mean, `arithmetic` or `geometric`.
-
     Raises:
         ValueError: the weights do not fit, or there are specialists alone.
 

@@ -175,15 +175,6 @@ def specialist_columns(
 ) -> tuple[list[int], list[int]]:
     """Find what a specialist's logits stand for, by name; case does not matter.
 
-    Args:
-        specialist_labels: the specialist's labels in the order of its logits.
-        label_names: the generalist's (the student's) labels.
-        dustbin: which of the specialist's labels stands for all others.
-
-    Returns:
-        indices into the specialist's logits with the dustbin last, and for all but the dustbin, in the same order,
-        the indices of their classes in `label_names`: what `combine_specialists` takes.
-
     Raises:
         ValueError: the specialist has no dustbin or nothing else, a class that is none of `label_names`, or names that
             differ in nothing but case.

@@ -31,12 +31,6 @@ class Views:
 def views_of(members: Any, processing_classes: Any, student_processor: Any, columns: Sequence[str] = ()) -> Views:
     """Find out which teachers need a view of their own: those whose processor reads a row in another way.
 
-    Args:
-        members: as for `build_source`.
-        processing_classes: None, one processor for all members, or a list with one or None for each.
-        student_processor: the student's, None if it is not known.
-        columns: of the data, which may hold what the student's processor leaves out.
-
     Raises:
         ValueError: the list has another length, or the teacher is no model that reads inputs.
     """
@@ -96,16 +90,7 @@ def _processor(given: Any) -> Any:
 def view_collator(
     collator: Any, views: Views, *, args: Any, dataset: Any, student_processor: Any, token_level: bool
 ) -> TeacherViews:
-    """Return a collator that makes the teachers' views of rows, too.
-
-    Args:
-        collator: the student's.
-        views: with at least one processor.
-        args: a DistillationConfig.
-        dataset: the training data, in which the columns are found.
-        student_processor: the student's.
-        token_level: each token has a label.
-    """
+    """Return a collator that makes the teachers' views of rows, too."""
     is_text = isinstance(views.processors[0], PreTrainedTokenizerBase)
     kind: Any = "image" if not is_text else "words" if token_level else "text"
     return TeacherViews(

@@ -28,13 +28,7 @@ _NOT_OF_THE_STUDENT = re.compile(
 
 
 def training_facts(trainer: Any, lineage: Provenance, finetuned_from: str | None) -> Training:
-    """Collect what goes into the card of a trainer's student; a licence may be asked for on the Hub.
-
-    Args:
-        trainer: a DistillationTrainer.
-        lineage: noted when it was new.
-        finetuned_from: what its student started from, if the user says so.
-    """
+    """Collect what goes into the card of a trainer's student; a licence may be asked for on the Hub."""
     args, state = trainer.args, trainer.state
     student = trainer.student
     config = getattr(student, "config", None)

@@ -19,9 +19,6 @@ from transformers.trainer_utils import has_length
 def load_renamed(trainer: Any, checkpoint: str) -> bool:
     """Load the weights of a checkpoint that are saved under other names than the model's.
 
-    Returns:
-        whether they are; if not, nothing is done.
-
     Raises:
         ValueError: the checkpoint lacks some of the weights.
     """

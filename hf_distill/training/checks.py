@@ -137,14 +137,6 @@ def check_labels(dataset: Any, space: LabelSpace, *, is_usual: bool) -> int | No
     Looked at is what is at hand: the columns of any data set that names them, and the labels of a `datasets.Dataset`
     and of a list. The rest shows in the batches (`LabelCollator`).
 
-    Args:
-        dataset: a data set, or None.
-        space: what the labels may be.
-        is_usual: the collator is one of Transformers', whose columns of labels are known.
-
-    Returns:
-        how many labels there are, missing ones left out; None if that is not known.
-
     Raises:
         ValueError: two columns may be the labels, the data number the classes in another order than the student, or
             labels are none of its classes.
@@ -183,11 +175,6 @@ def _check_order(of_data: Sequence[str], space: LabelSpace, column: str) -> None
 
 def check_is_labelled(dataset: Any, num_labels: int | None, alpha: float) -> None:
     """Refuse training data without labels where a part of the loss is theirs.
-
-    Args:
-        dataset: the training data.
-        num_labels: how many labels `check_labels` has found; None: not known.
-        alpha: the largest weight of the label loss, above 0.
 
     Raises:
         ValueError: no column holds labels.

@@ -10,11 +10,7 @@ from hf_distill.training.objective import TERMS, Step, Term
 
 
 class LossLog:
-    """Sums that stay on the device, and are read only when they are logged.
-
-    Args:
-        device: of the student.
-    """
+    """Sums that stay on the device, and are read only when they are logged."""
 
     def __init__(self, device: torch.device) -> None:
         self._parts = torch.zeros(len(TERMS), device=device)

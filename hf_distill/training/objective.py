@@ -109,11 +109,7 @@ class Objective:
     def num_items(
         self, batches: list, source: SoftTargetSource | None, accelerator: Any, device: Any, *, is_training: bool
     ) -> Tensor:
-        """Count what each term is a mean over, over all micro-batches and processes.
-
-        Returns:
-            the number of labels, as `Trainer` has it, with the counts of all terms in its attribute `by_term`.
-        """
+        """Count what each term is a mean over, over all micro-batches and processes."""
         counts = torch.stack([self.counts(batch, source, is_training=is_training) for batch in batches])
         counts = counts.sum(dim=0).to(device)
         if self.num_processes(accelerator) > 1:
@@ -162,13 +158,6 @@ class Objective:
         step: Step,
     ) -> dict[str, Term]:
         """Compute the terms of a batch.
-
-        Args:
-            outputs: the student's.
-            batch: what it was computed from; labels may be missing.
-            teacher_logits: in the student's label order; None: no soft targets have any weight.
-            source: where they come from, which tells the rows that have some.
-            step: its temperature is that of the soft targets; evaluation looks at the labels whatever alpha is.
 
         Raises:
             ValueError: the student's logits are not those of a classifier.

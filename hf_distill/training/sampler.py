@@ -43,12 +43,6 @@ def knows_lengths(dataset: Dataset, input_name: str) -> bool:
 def row_lengths(dataset: Dataset, input_name: str, length_column: str) -> list[int]:
     """Find how long each row's input is.
 
-    Args:
-        dataset: rows are mappings.
-        input_name: the column whose lists or arrays are measured, `input_ids` mostly.
-        length_column: a column that holds the lengths already, if the data set has it; a column of this name with
-            anything but a whole number in each row is something else.
-
     Raises:
         ValueError: the rows have neither column.
     """
@@ -82,12 +76,7 @@ def _whole_numbers(values: Iterable[Any]) -> list[int] | None:
 
 
 def train_sampler(trainer: Any, dataset: Any) -> Sampler | None:
-    """Return what draws length-grouped batches in an order that can be resumed; None: `Trainer`'s own.
-
-    Args:
-        trainer: whose settings, processor and training data, with all columns, are looked at.
-        dataset: the training data, which has lost its unused columns; None: the trainer's.
-    """
+    """Return what draws length-grouped batches in an order that can be resumed; None: `Trainer`'s own."""
     args, original = trainer.args, trainer.train_dataset
     dataset = original if dataset is None else dataset
     if args.train_sampling_strategy not in ("auto", "group_by_length") or not has_length(dataset):

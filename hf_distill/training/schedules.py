@@ -13,13 +13,6 @@ def scheduled(start: float, end: float | None, step: int, num_steps: int, schedu
     The first step has the start value, the last one the end value; what comes after it, as an evaluation at the end
     does, too. The value depends on the step alone, so that a resumed run goes on with the right one.
 
-    Args:
-        start: the value at the first step.
-        end: the value at the last step; None keeps the start value.
-        step: how many steps are done, from 0.
-        num_steps: how many there will be; with 1 or fewer nothing moves.
-        schedule: `constant`, `linear`, or `cosine` (half a cosine wave: slow at both ends).
-
     References:
         Annealed temperatures are in Jafari et al., "Annealing Knowledge Distillation", arXiv 2104.07163; the cosine
         form is that of Loshchilov, Hutter, arXiv 1608.03983, equation 5.

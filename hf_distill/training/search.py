@@ -18,11 +18,6 @@ def objective_without_parts(metrics: dict[str, float]) -> float:
 def check_trial(before: Mapping[str, Any], args: DistillationConfig, *, has_teacher: bool) -> None:
     """Refuse a trial whose settings are out of range, or come too late to have an effect.
 
-    Args:
-        before: the settings before the trial set its own.
-        args: the trial's.
-        has_teacher: a teacher was given.
-
     Raises:
         ValueError: with the setting and the remedy.
     """

@@ -19,11 +19,7 @@ from hf_distill.training.objective import is_token_level
 
 
 def take_teacher(trainer: Any, teacher: Any, processing_class: Any) -> ProblemType | None:
-    """Give a new trainer its teacher, or the soft targets that another run has cached.
-
-    Returns:
-        the problem type that the configs state or imply; None leaves it to the first labels.
-    """
+    """Give a new trainer its teacher, or the soft targets that another run has cached."""
     args = trainer.args
     problem_type = stated_problem_type(trainer.student, [], is_token_level(trainer.student))
     # With `model_init` alpha may be searched, from 1 on, too.

@@ -18,10 +18,6 @@ class StepBatches:
     """Takes the micro-batches of a step; those of a stream that ends within one are the first of the next.
 
     `Trainer` would add the gradient of these to the next step's.
-
-    Args:
-        accelerator: the run's.
-        main_input: returns the entry of a batch by whose rows it is measured.
     """
 
     def __init__(self, accelerator: Any, main_input: Callable[[dict[str, Any]], Tensor]) -> None:

@@ -38,9 +38,6 @@ def predict(trainer: Any, dataset: Any) -> tuple[dict[str, np.ndarray], np.ndarr
 def check_teacher(trainer: Any) -> TeacherQuality | None:
     """Compare a trainer's teacher with the labels of its evaluation sets; its outputs are remembered.
 
-    Returns:
-        the quality of the whole on the last set that has labels.
-
     Raises:
         ChanceTeacherError: the teacher is surely useless, and `allow_untrained_teacher` is not set.
     """

@@ -45,15 +45,7 @@ says how they were made, and a student whose labels or inputs are others is refu
 def target_card(
     key: Mapping[str, Any], facts: Mapping[str, Any], *, num_rows: int, num_bytes: int, repo_id: str
 ) -> DatasetCard:
-    """Make the card of soft targets.
-
-    Args:
-        key: how they were made.
-        facts: what is known of their teachers: `teachers`, `task`, `data`, `seed`, `views`.
-        num_rows: how many rows have soft targets.
-        num_bytes: of all of them.
-        repo_id: the data set's.
-    """
+    """Make the card of soft targets."""
     teachers, data = facts["teachers"], facts["data"]
     names = [_linked(teacher) for teacher in teachers]
     metadata = DatasetCardData(

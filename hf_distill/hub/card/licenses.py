@@ -21,10 +21,6 @@ def objection(teacher_licence: str | None, student_licence: str | None) -> str |
 
     It is a reading of names, not legal advice: whether a distilled model derives from its teacher is for the licence
     and the law to say, so the line says what to look at.
-
-    Args:
-        teacher_licence: the Hub's identifier, such as `apache-2.0`; None if it is not known.
-        student_licence: the one that the student is to be published under; None if there is none yet.
     """
     licence = (teacher_licence or "unknown").lower()
     own = "no licence yet" if student_licence is None else student_licence.lower()
@@ -46,11 +42,6 @@ def student_licence(recipe: Mapping[str, Any], lineage: Mapping[str, Any], given
 
     It is what was given; else that of the weights that it starts from; and else, for a student that starts from no
     weights, that of its first teacher.
-
-    Args:
-        recipe: the resolved recipe.
-        lineage: of the run's results.
-        given: the licence that the publisher has chosen.
     """
     if given is not None:
         return {"license": given}
@@ -68,13 +59,7 @@ def _named(member: Mapping[str, Any]) -> str | None:
 
 
 def objections(recipe: Mapping[str, Any], lineage: Mapping[str, Any], licence: str | None) -> list[str]:
-    """Return a line for each model whose licence has something to say to the student's, teachers first.
-
-    Args:
-        recipe: the resolved recipe.
-        lineage: of the run's results.
-        licence: the student's.
-    """
+    """Return a line for each model whose licence has something to say to the student's, teachers first."""
     teachers = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
     stages = recipe.get("stages", [])
     models: list[tuple[str, Mapping[str, Any], Mapping[str, Any]]] = [

@@ -24,12 +24,7 @@ _HIGHER_IS_BETTER = ("accuracy", "f1", "precision", "recall", "matthews_correlat
 
 
 def limits(recipe: Mapping[str, Any], results: Results) -> list[str]:
-    """Return the limits of a student, a sentence or two each: what is true of all, and what the results show of it.
-
-    Args:
-        recipe: the resolved recipe.
-        results: what the run found.
-    """
+    """Return the limits of a student, a sentence or two each: what is true of all, and what the results show of it."""
     data, training = recipe["data"], recipe["training"]
     split = split_words(data["test_split"] or data["eval_split"] or "the evaluation split", data["train_split"])
     found = [_precision(results, split), _gain(results)]
@@ -52,14 +47,7 @@ def limits(recipe: Mapping[str, Any], results: Results) -> list[str]:
 def limits_of_training(
     recipe: Mapping[str, Any], data: Mapping[str, Any], *, is_measured: bool, is_chosen: bool
 ) -> list[str]:
-    """Return the limits of a student of which no more is known than its own training.
-
-    Args:
-        recipe: the sections teacher and training, as in a recipe.
-        data: `label_names` and `problem_type`.
-        is_measured: whether the student was evaluated.
-        is_chosen: whether its weights are those of the best evaluation.
-    """
+    """Return the limits of a student of which no more is known than its own training."""
     found = []
     if is_measured:
         found.append("Measured on the evaluation rows, once; how far chance moves the result was not measured.")

@@ -17,16 +17,7 @@ NOWHERE: dict[str, Any] = {"model": None, "revision": None, "license": None}
 
 
 def model_origin(source: str | None, revision: str | None = None) -> dict[str, Any]:
-    """Tell where a model comes from that has just been loaded.
-
-    Args:
-        source: its Hub id or folder; None for a new model.
-        revision: branch, tag or commit that was asked for.
-
-    Returns:
-        `model`: the Hub id, None for a new model or a local folder; `revision`: its commit; `license`: what its model
-        card states, and of a licence named `other` its `license_name` and `license_link`. None is what is not known.
-    """
+    """Tell where a model comes from that has just been loaded."""
     if source is None:
         return dict(NOWHERE)
     if is_local(source):
@@ -36,16 +27,7 @@ def model_origin(source: str | None, revision: str | None = None) -> dict[str, A
 
 
 def data_origin(dataset: str | None, revision: str | None, rows: datasets.DatasetDict) -> dict[str, Any]:
-    """Tell where data come from that have just been loaded.
-
-    Args:
-        dataset: their Hub id, or `sklearn:digits`; None for local files.
-        revision: branch, tag or commit that was asked for.
-        rows: all splits, as `datasets` has loaded them.
-
-    Returns:
-        `id`, None for local files, and `revision`, the commit, None where it is not known.
-    """
+    """Tell where data come from that have just been loaded."""
     if dataset is None or is_local(dataset):
         return {"id": None, "revision": None}
     # The builder of a data set on the Hub caches it in a folder named after the commit.

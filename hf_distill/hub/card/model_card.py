@@ -38,16 +38,7 @@ def model_card(
     plot: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
-    """Fill in the card of a distilled student.
-
-    Args:
-        recipe: the resolved recipe, as in a run's recipe.yaml.
-        results: what the run found.
-        command: what repeats the run.
-        repo_id: the student's Hub id, for the title and the snippets.
-        plot: name of the picture of the training, relative to the card; None if there is none.
-        license: the student's, by the Hub's identifier; by default that of what it was made from, where it is known.
-    """
+    """Fill in the card of a distilled student."""
     lineage = results.lineage or inferred_lineage(recipe)
     ancestry = Ancestry(recipe, lineage)
     shared = portable(recipe, lineage)
@@ -98,14 +89,6 @@ def model_card(
 
 def verify(card_text: str, results: Results) -> list[str]:
     """Compare the numbers of a card with the results that it was made from.
-
-    Args:
-        card_text: the whole card, or a README that holds it.
-        results: what results.json says.
-
-    Returns:
-        a line for each number of the table, the summary and the metadata that differs or is missing; empty if all
-        agree.
 
     Raises:
         ValueError: the card's metadata or marks cannot be read.

@@ -10,12 +10,7 @@ _HUB = "https://huggingface.co"
 
 
 class Ancestry:
-    """The models and data of a run, each with where it came from.
-
-    Args:
-        recipe: the resolved recipe.
-        lineage: of the run's results.
-    """
+    """The models and data of a run, each with where it came from."""
 
     def __init__(self, recipe: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
         self.teachers: list[Mapping[str, Any]] = (
@@ -83,9 +78,6 @@ def inferred_lineage(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a recipe alone tells of the lineage, for results that have none.
 
     What is on the Hub is told from what is local by the names; commits and licences are not known.
-
-    Args:
-        recipe: the resolved recipe.
     """
 
     def origin(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,12 +105,7 @@ def inferred_lineage(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lineage_table(ancestry: Ancestry, results: Results | None = None) -> str:
-    """Return the table of what the student comes from: model or data, commit, licence, seed, score.
-
-    Args:
-        ancestry: of the run.
-        results: what the run found; without them there are no scores.
-    """
+    """Return the table of what the student comes from: model or data, commit, licence, seed, score."""
     metric = None if results is None else next(iter(results.student.metrics))
     scores = {} if results is None else _scores(ancestry, results)
     lines = ["| | what | commit | licence | seed |", "| --- | --- | --- | --- | --- |"]
@@ -148,12 +135,7 @@ def _scores(ancestry: Ancestry, results: Results) -> dict[str, ModelResult]:
 
 
 def model_words(section: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
-    """Say what a model is, without links.
-
-    Args:
-        section: of a recipe.
-        origin: where it comes from, as in a lineage.
-    """
+    """Say what a model is, without links."""
     if section.get("from_teacher"):
         return f"layers {', '.join(map(str, section['from_teacher']['layers']))} of it"
     if section.get("column"):

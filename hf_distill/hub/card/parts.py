@@ -39,12 +39,7 @@ def base_model_fields(ancestry: Ancestry) -> dict[str, Any]:
 
 
 def objective(training: Mapping[str, Any], problem_type: str | None = None) -> str:
-    """Return the formula with its numbers; what moves during the training stands as `start to end`.
-
-    Args:
-        training: fields of DistillationConfig; those that are not there have their defaults.
-        problem_type: the kind of target; None is a single label.
-    """
+    """Return the formula with its numbers; what moves during the training stands as `start to end`."""
     alpha, alpha_end = training.get("alpha", 0.1), training.get("alpha_end")
     soft, temperature = round(1 - alpha, 10), training.get("temperature", 4.0)
     temperature_end = training.get("temperature_end")

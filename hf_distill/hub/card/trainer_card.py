@@ -109,16 +109,7 @@ def trainer_card(
     plot: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
-    """Fill in the card of a student; what is not known is left out.
-
-    Args:
-        training: what the trainer knows.
-        stated: what its user says.
-        repo_id: the student's Hub id, for the snippets.
-        plot: name of the picture of the training, relative to the card; None if there is none.
-        license: the student's, if its README states one; else it is that of `stated`, and else that of what the student
-            was made from.
-    """
+    """Fill in the card of a student; what is not known is left out."""
     ancestry = Ancestry(training.recipe, training.lineage)
     shared = portable(training.recipe, training.lineage)
     licence = student_licence(training.recipe, training.lineage, license or stated.license)

@@ -34,13 +34,7 @@ class Known(Protocol):
 
 
 def usage(recipe: Mapping[str, Any], results: Known, name: str) -> str:
-    """Return the snippets for a pipeline and for the model itself, as Markdown.
-
-    Args:
-        recipe: the resolved recipe.
-        results: what the run found.
-        name: the student's Hub id, or one to put the reader's own in the place of.
-    """
+    """Return the snippets for a pipeline and for the model itself, as Markdown."""
     student = _Student(recipe, results, name)
     parts = [student.reading] if student.reads_itself and student.has_processor else []
     if student.adapter_base is not None:

@@ -28,9 +28,6 @@ _SHOWN_APART = ("alpha", "alpha_end", "temperature", "temperature_end")
 def plan(recipe: Recipe) -> list[tuple[str, str]]:
     """Return the steps of a run, each with its name; of the models nothing but their configs is loaded for it.
 
-    Args:
-        recipe: a valid recipe.
-
     Raises:
         ValueError: the teacher's placement is none, a model cannot be built, or soft targets lie where models do.
     """

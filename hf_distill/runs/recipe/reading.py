@@ -46,11 +46,6 @@ class RecipeError(ValueError):
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
-    Args:
-        source: a YAML file, or the name of a recipe that comes with the package (`vision/digits`).
-        overrides: `dotted.key=value`, the value in YAML (and `1e-3` is a number). Naming one of several sources that
-            exclude each other (`data.path` beside `data.dataset`) takes the place of the other.
-
     Raises:
         RecipeError: with all problems at once.
     """
@@ -126,12 +121,7 @@ def recipe_name(source: str | Path) -> str:
 
 
 def command_for(recipe: Recipe, name: str) -> str:
-    """Return the command that repeats a run; of local paths only the last part is shown.
-
-    Args:
-        recipe: the resolved recipe.
-        name: its short name; for one of the package's, all that was changed by overrides is added.
-    """
+    """Return the command that repeats a run; of local paths only the last part is shown."""
     if name not in bundled_recipes():
         return f"hf-distill train {name}.yaml"
     original, own = _by_key(load_recipe(name)), _by_key(recipe)
@@ -141,13 +131,7 @@ def command_for(recipe: Recipe, name: str) -> str:
 
 
 def differences(old: Recipe, new: Recipe, *, but: Callable[[str], bool] | None = None) -> list[str]:
-    """List the settings in which two recipes differ, leaving out where the student goes, here and on the Hub.
-
-    Args:
-        old: one recipe.
-        new: the other.
-        but: tells which settings, by their dotted keys, are left out besides.
-    """
+    """List the settings in which two recipes differ, leaving out where the student goes, here and on the Hub."""
     before, after = (flat(recipe.model_dump(exclude=_NOT_OF_THE_TRAINING)) for recipe in (old, new))
     return [
         f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"

@@ -16,12 +16,7 @@ NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def described(problem: Mapping[str, Any], schema: type[BaseModel]) -> str:
-    """Say in one line what is wrong with a value: its key, what was expected, what was got.
-
-    Args:
-        problem: one of the errors of pydantic's `ValidationError`.
-        schema: the model that the whole recipe was checked against.
-    """
+    """Say in one line what is wrong with a value: its key, what was expected, what was got."""
     location = [part for part in problem["loc"] if part not in (ONE, SEVERAL, NAME, SETTINGS)]
     key = ".".join(map(str, location))
     got, kind = problem["input"], problem["type"]
@@ -110,13 +105,7 @@ def training_problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def logits_problems(recipe: Mapping[str, Any], key: str, *, is_alone: bool) -> list[str]:
-    """Find settings that mean nothing where soft targets teach that others have shared.
-
-    Args:
-        recipe: the resolved recipe.
-        key: of the teacher that they are.
-        is_alone: there is no other teacher.
-    """
+    """Find settings that mean nothing where soft targets teach that others have shared."""
     problems = []
     if not is_alone:
         problems.append(

@@ -81,12 +81,6 @@ class TeacherRun:
 class SoftTargetCache:
     """The soft targets of a run, in a folder.
 
-    Args:
-        args: a DistillationConfig.
-        accelerator: the run's.
-        labels: the student's, in the order of its logits; None: it does not name them.
-        is_token_level: each token has soft targets.
-
     Attributes:
         targets: those in the folder; None as long as they have not been opened.
         withheld: columns of the rows that only the teacher has read.
@@ -116,9 +110,6 @@ class SoftTargetCache:
 
     def open(self, processing_class: Any) -> CachedTeacher:
         """Open what another run's teacher has left, to learn from it without a teacher.
-
-        Args:
-            processing_class: the student's.
 
         Raises:
             ValueError: there are none, or they are damaged or were made for other labels or in another way.
@@ -179,10 +170,6 @@ class SoftTargetCache:
 
     def add(self, new: Sequence[tuple[Any, bool]], run: TeacherRun | None) -> None:
         """Look up the rows of data sets, and compute the soft targets that are missing.
-
-        Args:
-            new: data sets, and whether they are trained on; those that are known are left out.
-            run: the teacher; None: all must be there.
 
         Raises:
             ValueError: see `DistillationTrainer.precompute_teacher_logits`.

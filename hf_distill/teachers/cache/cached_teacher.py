@@ -13,13 +13,7 @@ from hf_distill.teachers.source import SoftTargetSource, TeacherOutput
 
 
 class CachedTeacher(SoftTargetSource):
-    """Soft targets that a data set brings along: the logits of each member.
-
-    Args:
-        device: the student's.
-        combination: how several teachers become one; None: there is one.
-        batch_keys: further entries of a batch that only the teacher has read.
-    """
+    """Soft targets that a data set brings along: the logits of each member."""
 
     def __init__(
         self, device: torch.device, combination: Combination | None = None, batch_keys: frozenset[str] = frozenset()
@@ -29,11 +23,7 @@ class CachedTeacher(SoftTargetSource):
         self._device = device
 
     def __call__(self, batch: Mapping[str, Any]) -> TeacherOutput:
-        """Return the soft targets of a batch.
-
-        Raises:
-            ValueError: the batch brings none.
-        """
+        """Return the soft targets of a batch."""
         members = batch.get(CACHED_LOGITS)
         if members is None:
             raise ValueError(

@@ -18,9 +18,6 @@ class EvalCache:
 
     A teacher is frozen, so they hold as long as its weights are left alone. Batches that hold anything but tensors are
     not known again.
-
-    Args:
-        max_bytes: of the outputs, in the CPU's memory; from there on the teacher is run each time.
     """
 
     def __init__(self, max_bytes: int = 2**30) -> None:
@@ -50,14 +47,7 @@ class EvalCache:
 
 
 def content_of(inputs: Mapping[str, Any]) -> Hashable | None:
-    """Return what is equal for equal batches alone: names, types, shapes and 128 bits of each tensor's values.
-
-    Args:
-        inputs: tensors, and nested mappings, lists and tuples of them.
-
-    Returns:
-        None if there is no tensor, or something else.
-    """
+    """Return what is equal for equal batches alone: names, types, shapes and 128 bits of each tensor's values."""
     tensors = list(_tensors("", inputs))
     if not tensors or any(tensor is None for _, tensor in tensors):
         return None

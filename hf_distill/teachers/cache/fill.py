@@ -99,15 +99,6 @@ def answer(
 ) -> None:
     """Ask a teacher about rows, the longest first, and write down what it says.
 
-    Args:
-        rows: those to ask about.
-        ask: runs the teacher.
-        writer: takes its answers; what it has not written at the end is left to the caller to flush.
-        batch_size: rows at once; the last batches of texts may well be larger than those of a training.
-        num_workers: processes that read and collate the rows.
-        share: which batches are this process's.
-        progress: a bar, told the number of rows that are done.
-
     Raises:
         ValueError: the logits are not numbers or out of the range of their type, a row has changed since it was looked
             up, or the disk has no room for all of them.
@@ -166,17 +157,7 @@ def answers_of(rows: Rows, ask: Ask, *, alone: bool = False) -> list[tuple[np.nd
 def distance(
     some: Sequence[tuple[np.ndarray, ...]], others: Sequence[tuple[np.ndarray, ...]], top_k: int | None = None
 ) -> float:
-    """Tell how far two answers about the same rows are apart.
-
-    Args:
-        some: for each row what each member has said.
-        others: for each row what each member has said another time.
-        top_k: compare so many of the largest logits of the first only.
-
-    Returns:
-        the largest difference of two logits, as a part of the largest logit; infinity if they are answers of another
-        form.
-    """
+    """Tell how far two answers about the same rows are apart."""
     numbers = [answer[np.isfinite(answer)] for row in others for answer in row]
     scale = max((float(np.abs(answer).max(initial=0.0)) for answer in numbers), default=0.0)
     distances = [

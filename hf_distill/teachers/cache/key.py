@@ -49,9 +49,6 @@ _NOT_OF_THE_LOGITS = {
 def read_key(path: Path) -> dict[str, Any] | None:
     """Read how the soft targets in a folder were made.
 
-    Returns:
-        None if there are none: the folder is not there, or nothing is in it but what a killed builder has left.
-
     Raises:
         ValueError: the folder holds other files and no key, or the key cannot be read.
     """
@@ -84,11 +81,6 @@ def read_key(path: Path) -> dict[str, Any] | None:
 
 def check_key(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse soft targets that were made in another way.
-
-    Args:
-        path: the folder.
-        found: its key.
-        wanted: what this run would write; entries that it does not have are not compared.
 
     Raises:
         ValueError: the message lists what differs, with both values.
@@ -141,14 +133,6 @@ def _shortened(value: Any, limit: int = 32) -> str:
 
 def teachers_key(source: SoftTargetSource, processors: Sequence[Any], max_lengths: Sequence[int | None]) -> list[Any]:
     """Describe the teachers by all that decides their logits for a row.
-
-    Args:
-        source: models, or a function that has an attribute `fingerprint`.
-        processors: those that make views of their own of a row.
-        max_lengths: for each of these, the tokens that it keeps.
-
-    Returns:
-        one entry of JSON's types for each member, in their order.
 
     Raises:
         ValueError: a teacher cannot be told from another one.

@@ -60,13 +60,6 @@ def digest_rows(
 ) -> CachedRows:
     """Digest the rows of a data set, in each view of the training rows.
 
-    Args:
-        dataset: the data set.
-        columns: those that may reach the teacher; None: any.
-        num_views: `teacher_logits_views`.
-        is_trained_on: it is the training set.
-        num_workers: processes that read rows.
-
     Raises:
         ValueError: the rows change at every read, or `num_views` does not fit how they change.
     """

@@ -31,10 +31,6 @@ def held(path: Path, while_waiting: Callable[[], None] | None = None) -> Iterato
 
     What a builder that was killed has left half written is removed.
 
-    Args:
-        path: the folder.
-        while_waiting: is called once a minute.
-
     Raises:
         ValueError: the folder cannot be written.
     """

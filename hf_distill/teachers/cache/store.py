@@ -78,9 +78,6 @@ class SoftTargets:
 
     It can be pickled, so that worker processes may be spawned.
 
-    Args:
-        path: the folder, which has a key.
-
     Attributes:
         key: how they were made.
         damaged: files whose content is not what their name says; their rows are not found.

@@ -15,11 +15,6 @@ _LEVELS = ("rows", "tokens")
 def check_key_form(key: Mapping[str, Any], where: str, remedy: str) -> None:
     """Refuse a key that says what ours never does.
 
-    Args:
-        key: as `cache_key.read_key` returns it.
-        where: begins the message: the setting, and the folder or data set.
-        remedy: ends it.
-
     Raises:
         ValueError: the message says what is wrong.
     """
@@ -30,11 +25,6 @@ def check_key_form(key: Mapping[str, Any], where: str, remedy: str) -> None:
 
 def check_targets(targets: SoftTargets, where: str, remedy: str) -> None:
     """Refuse soft targets that are not what their key, whose form is right, says of them.
-
-    Args:
-        targets: none of them is damaged.
-        where: begins the message: the setting, and the folder or data set.
-        remedy: ends it.
 
     Raises:
         ValueError: the message says what is wrong; or there are none.
