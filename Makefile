@@ -25,6 +25,9 @@ test: .venv/ready ## Run the tests in JOBS processes (2), but for the slow ones
 test-all: .venv/ready ## Run all tests, the slow ones too
 	$(PYTEST) --durations=15
 
+faults: .venv/ready ## Push with every fault at every step (240 cases)
+	HF_DISTILL_ALL_FAULTS=1 $(PYTEST) tests/hub/test_push_faults.py
+
 check: .venv/ready ## Lint and check types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -37,4 +40,4 @@ format: .venv/ready ## Format the code
 clean: ## Remove .venv and what tools have left
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help install demo test test-all check format clean
+.PHONY: help install demo test test-all faults check format clean

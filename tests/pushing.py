@@ -7,7 +7,7 @@ import yaml
 from local_hub.server import LocalHub
 from local_hub.storage import Commit
 
-from hf_distill.hub.commit import Published
+from hf_distill.hub.commit import PushResult
 from hf_distill.hub.destination import Destination
 from hf_distill.runs.publish import publish
 from tests.runs.test_train import digits_recipe
@@ -23,7 +23,7 @@ def write_digits_recipe(file: Path, **changes) -> Path:
     return file
 
 
-def push(run: Path, repo_id: str = NAME, token: str | None = None, **to) -> Published:
+def push(run: Path, repo_id: str = NAME, token: str | None = None, **to) -> PushResult:
     return publish(run, Destination(repo_id, **to), token=token, sleep=lambda seconds: None)
 
 

@@ -14,7 +14,7 @@ import typer
 from hf_distill import __version__
 
 if TYPE_CHECKING:
-    from hf_distill.hub.commit import Published
+    from hf_distill.hub.commit import PushResult
     from hf_distill.hub.files import Outgoing
 
 app = typer.Typer(
@@ -277,7 +277,7 @@ def push(
     to = Destination(repo_id, private or None, revision, create_pr, overwrite)
     if not dry_run:
         published = publish(run, to)
-        _warn_of(list(published.objections))
+        _warn_of(list(published.license_warnings))
         _print_published(published)
         return
     _print_outgoing(outgoing(run, to), repo_id)
@@ -346,7 +346,7 @@ def _print_outgoing(files: "list[Outgoing]", repo_id: str) -> None:
     typer.echo(f"{sum(file.size for file in files):>15,}  bytes in {len(files)} files would go to {repo_id}")
 
 
-def _print_published(published: "Published", what: str = "this student") -> None:
+def _print_published(published: "PushResult", what: str = "this student") -> None:
     where, number = published.repo_id, len(published.files)
     if not published.files and not published.removed:
         typer.echo(f"Nothing to push, {where} holds {what} already: {published.url}")
@@ -355,8 +355,8 @@ def _print_published(published: "Published", what: str = "this student") -> None
         typer.echo(f"{done} to {where} in commit {published.commit[:8]}: {published.url}")
     if published.removed:
         typer.echo(f"Removed there, left by another push: {', '.join(published.removed)}")
-    for remark in published.remarks:
-        typer.echo(f"note: {' '.join(remark.split())}", err=True)
+    for note in published.notes:
+        typer.echo(f"note: {' '.join(note.split())}", err=True)
 
 
 def _warn_of(lines: list[str]) -> None:

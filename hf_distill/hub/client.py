@@ -1,4 +1,4 @@
-"""Questions to the Hub: asked again when it is busy or an answer got lost, and errors in words with a remedy."""
+"""Requests to the Hub: made again when it is busy or a reply got lost, and errors in words with a remedy."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # isort: skip
 
 logger = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds before a question is asked again."""
@@ -33,7 +33,7 @@ class HubError(ValueError):
     """The Hub, or the way to it, did not do what was asked; the message says what the user can do about it.
 
     Attributes:
-        status: the HTTP status; None without an answer.
+        status: the HTTP status; None without a reply.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -42,25 +42,25 @@ class HubError(ValueError):
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Failure:
     """What went wrong with one question.
 
     Attributes:
         text: in the Hub's own words, where it said any.
-        status: the HTTP status; None without an answer.
-        may_pass: it may be otherwise a moment later.
-        is_spent: the client has waited for that already.
+        status: the HTTP status; None without a reply.
+        is_transient: it may be otherwise a moment later.
+        was_retried: the client has waited for that already.
         pause: seconds that the Hub wants to be left alone.
     """
 
     text: str
     status: int | None = None
-    may_pass: bool = False
-    is_spent: bool = False
+    is_transient: bool = False
+    was_retried: bool = False
     pause: float = 0.0
 
 
-class Hub:
+class HubClient:
     """The Hub, as the owner of a token sees it."""
 
     def __init__(self, token: str | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -71,7 +71,7 @@ class Hub:
         self.token = token or self.ask("give a token", get_token)
         self.api = HfApi(token=self.token or False)
 
-    def sign_in(self) -> "Hub":
+    def sign_in(self) -> "HubClient":
         """Find out whose token it is, and that it may write.
 
         Raises:
@@ -89,9 +89,7 @@ class Hub:
             )
         return self
 
-    def ask(
-        self, what: str, question: Callable[[], Answer], *, done: Callable[[], Answer | None] | None = None
-    ) -> Answer:
+    def ask(self, what: str, question: Callable[[], Reply], *, done: Callable[[], Reply | None] | None = None) -> Reply:
         """Ask, and ask again after a while where that may help.
 
         Raises:
@@ -103,22 +101,24 @@ class Hub:
             except HubError:
                 raise
             except Exception as error:
-                trouble = trouble_of(error)
-                if trouble is None:
+                failure = failure_of(error)
+                if failure is None:
                     raise
-                is_over = pause is None or not trouble.may_pass or trouble.is_spent or trouble.pause > LONGEST_PAUSE
+                is_over = (
+                    pause is None or not failure.is_transient or failure.was_retried or failure.pause > LONGEST_PAUSE
+                )
                 if not is_over:
-                    seconds = max(pause or 0.0, trouble.pause)
+                    seconds = max(pause or 0.0, failure.pause)
                     logger.warning(
-                        self._clean(f"the Hub did not {what} ({trouble.text}): trying again in {seconds:g} s")
+                        self._clean(f"the Hub did not {what} ({failure.text}): trying again in {seconds:g} s")
                     )
                     self._sleep(seconds)
-                if done is not None and not trouble.is_spent and (trouble.may_pass or trouble.status == _STALE):
-                    answer = self._looked_up(what, trouble, done)
-                    if answer is not None:
-                        return answer
+                if done is not None and not failure.was_retried and (failure.is_transient or failure.status == _STALE):
+                    reply = self._looked_up(what, failure, done)
+                    if reply is not None:
+                        return reply
                 if is_over:
-                    raise self._error(what, trouble) from error
+                    raise self._error(what, failure) from error
         raise AssertionError("unreachable: the last pause is None")
 
     def text(self, repo_id: str, name: str, revision: str, *, kind: str = "model") -> str:
@@ -137,7 +137,7 @@ class Hub:
         except UnicodeDecodeError as error:
             raise HubError(f"{name} of {repo_id} is no text in UTF-8: mend it there") from error
 
-    def _looked_up(self, what: str, trouble: Trouble, done: Callable[[], Answer | None]) -> Answer | None:
+    def _looked_up(self, what: str, failure: Failure, done: Callable[[], Reply | None]) -> Reply | None:
         try:
             return done()
         except HubError as error:
@@ -145,44 +145,46 @@ class Hub:
                 raise
             raise HubError(
                 self._clean(
-                    f"the Hub did not {what} ({trouble.text}), or did and the answer got lost, which cannot be asked "
+                    f"the Hub did not {what} ({failure.text}), or did and the reply got lost, which cannot be asked "
                     "now: the same command finds out, and does nothing twice"
                 ),
                 error.status,
             ) from error
 
-    def _error(self, what: str, trouble: Trouble) -> HubError:
-        remedy = _remedy(trouble, self.user, is_somebody=self.token is not None)
-        return HubError(self._clean(f"the Hub did not {what}: {trouble.text}{remedy and ': '}{remedy}"), trouble.status)
+    def _error(self, what: str, failure: Failure) -> HubError:
+        remedy = _remedy(failure, self.user, is_somebody=self.token is not None)
+        return HubError(self._clean(f"the Hub did not {what}: {failure.text}{remedy and ': '}{remedy}"), failure.status)
 
     def _clean(self, text: str) -> str:
         return text.replace(self.token, "<token>") if self.token else text
 
 
-def trouble_of(error: BaseException) -> Trouble | None:
-    """Say what kind of trouble an exception is; None if it is none of the Hub's."""
-    is_spent = False
+def failure_of(error: BaseException) -> Failure | None:
+    """Say what kind of failure an exception is; None if it is none of the Hub's."""
+    was_retried = False
     while isinstance(error, RuntimeError) and error.__cause__ is not None:  # so the client wraps errors of its uploads
-        error, is_spent = error.__cause__, True
+        error, was_retried = error.__cause__, True
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         words = error.server_message or error.response.reason_phrase or _one_line(error)
-        return Trouble(
+        return Failure(
             text=f"{status}, {' '.join(words.split()).rstrip('.')}",
             status=status,
-            may_pass=status in _BUSY,
-            is_spent=is_spent or _is_retried(error.response),
+            is_transient=status in _BUSY,
+            was_retried=was_retried or _is_retried(error.response),
             pause=_asked_pause(error),
         )
     if isinstance(error, OfflineModeIsEnabled):
-        return Trouble("HF_HUB_OFFLINE is set: unset it")
+        return Failure("HF_HUB_OFFLINE is set: unset it")
     if isinstance(error, HTTPError | ConnectionError | TimeoutError):
-        return Trouble(f"no answer ({_one_line(error)})", may_pass=True, is_spent=is_spent or _is_retried(error))
+        return Failure(
+            f"no reply ({_one_line(error)})", is_transient=True, was_retried=was_retried or _is_retried(error)
+        )
     if isinstance(error, json.JSONDecodeError | KeyError):
-        return Trouble("an answer that cannot be read", may_pass=True)
+        return Failure("a reply that cannot be read", is_transient=True)
     is_of_the_client = type(error).__module__.split(".")[0] in ("huggingface_hub", "hf_xet")
     if is_of_the_client or isinstance(error, ValueError | RuntimeError | OSError):
-        return Trouble(_one_line(error))
+        return Failure(_one_line(error))
     return None
 
 
@@ -202,8 +204,8 @@ def _asked_pause(error: HfHubHTTPError) -> float:
     return float(limit[1]) if limit else float(after) if after.isdigit() else 0.0
 
 
-def _remedy(trouble: Trouble, user: str, *, is_somebody: bool) -> str:
-    status = trouble.status
+def _remedy(failure: Failure, user: str, *, is_somebody: bool) -> str:
+    status = failure.status
     if status == 401:
         # To strangers, a private repository and one that is not there are the same.
         return (
@@ -215,11 +217,11 @@ def _remedy(trouble: Trouble, user: str, *, is_somebody: bool) -> str:
         return "look whether the name is right, and whether the token may see it"
     if status == 409:
         return "something of that name is in the way, or is changing just now; try again, or use another name"
-    if trouble.pause > LONGEST_PAUSE:
-        return f"try again in {trouble.pause:.0f} s"
+    if failure.pause > LONGEST_PAUSE:
+        return f"try again in {failure.pause:.0f} s"
     if status == _STALE:
         return "something has changed meanwhile; try again"
-    if trouble.may_pass:
+    if failure.is_transient:
         return "try again later"
     return ""
 

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, Discussion
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete
 
-from hf_distill.hub.client import Hub, HubError
-from hf_distill.hub.destination import Destination, Found, files_at, info_of, is_same, look, what_changed, who
+from hf_distill.hub.client import HubClient, HubError
+from hf_distill.hub.destination import Destination, RemoteState, files_at, info_of, is_same, look, what_changed, who
 from hf_distill.hub.files import Outgoing
 
 Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
-_IGNORED = ".gitignore"
-_SHORT = 12  # digits of a content's digest, in a title
 
 
-def found_or_made(hub: Hub, to: Destination) -> Found:
+def found_or_created(hub: HubClient, to: Destination) -> RemoteState:
     """Return what a repository holds, which is made first if there is none.
 
     Raises:
@@ -25,7 +23,7 @@ def found_or_made(hub: Hub, to: Destination) -> Found:
     """
     found = look(hub, to)
     if found is None:
-        # A repository that is there since the last question is the outcome of a lost answer, or is looked at below.
+        # A repository that is there since the last question is the outcome of a lost reply, or is looked at below.
         hub.ask(
             f"make {to.repo_id}",
             lambda: hub.api.create_repo(to.repo_id, private=to.private, exist_ok=True, repo_type=to.kind),
@@ -41,7 +39,7 @@ def found_or_made(hub: Hub, to: Destination) -> Found:
 
 
 @dataclass(frozen=True)
-class Published:
+class PushResult:
     """What a push has done.
 
     Attributes:
@@ -51,8 +49,8 @@ class Published:
         pull_request: the address of the pull request, if one was asked for.
         files: the paths that this push has written, none if all was there already.
         removed: the paths of another push that it has removed.
-        remarks: what there is to say about the card, the Hub's own words included.
-        objections: what the teachers' licences forbid.
+        notes: what there is to tell about the card, the Hub's own words included.
+        license_warnings: what the teachers' licenses forbid.
     """
 
     repo_id: str
@@ -61,8 +59,8 @@ class Published:
     pull_request: str | None = None
     files: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-    objections: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    license_warnings: tuple[str, ...] = ()
 
 
 class Change:
@@ -71,49 +69,45 @@ class Change:
     Attributes:
         changed: the files that are not there yet.
         removed: as given.
-        mark: a name of the content, by which a commit whose answer was lost is known again.
-        remarks: what the Hub had to say about the card.
+        mark: a digest of the content, by which a commit whose reply was lost is recognized.
+        notes: what the Hub had to tell about the card.
     """
 
     def __init__(
-        self, hub: Hub, to: Destination, found: Found, files: Sequence[Outgoing], removed: Sequence[str] = ()
+        self,
+        hub: HubClient,
+        to: Destination,
+        found: RemoteState,
+        files: Sequence[Outgoing],
+        removed: Sequence[str] = (),
     ) -> None:
         self.hub, self.api, self.to, self.found = hub, hub.api, to, found
         self.files, self.removed = list(files), list(removed)
         self.changed = [file for file in files if not is_same(file, found.files.get(file.path_in_repo))]
         self.mark = _digest(files, removed)
-        self.remarks: list[str] = []
+        self.notes: list[str] = []
 
-    @property
-    def is_none(self) -> bool:
-        """Tell whether all is as it is to be."""
-        return not self.changed and not self.removed
-
-    def settle(self, title: str) -> Published:
-        """Send what is to change, unless all is there, or proposed, already.
+    def settle(self, title: str, *, collect_notes: bool = True) -> PushResult:
+        """Send what is to change, unless all of it is there.
 
         Raises:
-            HubError: the Hub did not take it.
+            HubError: the Hub did not take it. The status is 412 if somebody else has changed the branch meanwhile.
         """
-        files, removed = [file.path_in_repo for file in self.changed], self.removed
         commit, pull_request = self.found.head, None
-        proposed = self.proposed() if self.to.create_pr and not self.is_none else None
-        if proposed is not None:
-            (commit, pull_request), files, removed = proposed, [], []
-        self.make_branch()
-        if files or removed:
-            commit, pull_request = self.commit(title)
-        return Published(
+        self._make_branch()
+        if self.changed or self.removed:
+            commit, pull_request = self._commit(title, collect_notes)
+        return PushResult(
             repo_id=self.to.repo_id,
             commit=commit,
             url=pull_request or f"{self.api.endpoint}/{self.to.page}/tree/{self.to.branch}",
             pull_request=pull_request,
-            files=tuple(files),
-            removed=tuple(removed),
-            remarks=tuple(self.remarks),
+            files=tuple(file.path_in_repo for file in self.changed),
+            removed=tuple(self.removed),
+            notes=tuple(self.notes),
         )
 
-    def make_branch(self) -> None:
+    def _make_branch(self) -> None:
         """Make the branch, if it is not there."""
         if self.found.has_branch:
             return
@@ -125,24 +119,17 @@ class Change:
             ),
         )
 
-    def commit(self, title: str, *, collect_remarks: bool = True) -> tuple[str, str | None]:
-        """Send what is to change; return the commit, and the address of its pull request.
-
-        Raises:
-            HubError: the Hub did not take it. The status is 412 if somebody else has changed the branch meanwhile.
-        """
+    def _commit(self, title: str, collect_notes: bool) -> tuple[str, str | None]:
         operations: list[Operation] = [
             *(CommitOperationAdd(file.path_in_repo, file.content) for file in self.changed),
             *(CommitOperationDelete(path) for path in self.removed),
         ]
-        if _IGNORED in self.found.files:
-            self._refuse_ignored(operations)
 
         def send() -> tuple[str, str | None]:
             made = self.api.create_commit(
                 self.to.repo_id,
                 operations,
-                commit_message=f"{title} ({self.mark[:_SHORT]})" if self.to.create_pr else title,
+                commit_message=title,
                 commit_description=f"Content: {self.mark}",
                 revision=self.to.branch,
                 create_pr=self.to.create_pr,
@@ -152,39 +139,25 @@ class Change:
             return made.oid, made.pr_url
 
         def question() -> tuple[str, str | None]:
-            if not collect_remarks:
+            if not collect_notes:  # in the background, where warnings are the whole program's
                 return send()
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", UserWarning)
                 made = send()
-            self.remarks += [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+            self.notes += [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
             return made
 
-        def done() -> tuple[str, str | None] | None:
-            return self.proposed() if self.to.create_pr else self._committed()
-
+        done = self._maybe_proposed if self.to.create_pr else self._committed
         return self.hub.ask(f"take the commit to {self.to.repo_id}", question, done=done)
 
-    def proposed(self) -> tuple[str, str] | None:
-        """Return the head and the address of an open pull request with just this content."""
-        name = self.to.repo_id
+    def _maybe_proposed(self) -> None:
+        raise HubError(
+            f"the Hub has not confirmed the pull request to {self.to.repo_id}, and may have opened it: look there "
+            "before pushing again, which opens another one",
+            409,
+        )
 
-        def question() -> list[Discussion]:
-            return list(
-                self.api.get_repo_discussions(
-                    name, discussion_type="pull_request", discussion_status="open", repo_type=self.to.kind
-                )
-            )
-
-        proposals = self.hub.ask(f"list the pull requests of {name}", question)
-        same = next((each for each in proposals if f"({self.mark[:_SHORT]})" in each.title), None)
-        if same is None:
-            return None
-        ref = f"refs/pr/{same.num}"
-        info = self.hub.ask(f"tell of {name}", lambda: info_of(self.hub, self.to, ref))
-        return str(info.sha), same.url
-
-    def _committed(self) -> tuple[str, None] | None:
+    def _committed(self) -> tuple[str, str | None] | None:
         """Return the commit with this content that was made since `found`, None if nobody has made any."""
         name, branch, head = self.to.repo_id, self.to.branch, self.found.head
         info = self.hub.ask(f"tell of {name}", lambda: info_of(self.hub, self.to, branch))
@@ -207,24 +180,6 @@ class Change:
             f"{what_changed(self.found.files, files)}. Push again to put {what} on top of that",
             412,
         )
-
-    def _refuse_ignored(self, operations: Sequence[Operation]) -> None:
-        """Refuse a commit that the repository's .gitignore would make a part of one, in silence."""
-        additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
-        self.hub.ask(
-            f"tell which files {self.to.repo_id} ignores",
-            lambda: self.api.preupload_lfs_files(
-                self.to.repo_id,
-                additions,
-                revision=self.to.branch,
-                create_pr=self.to.create_pr,
-                repo_type=self.to.kind,
-                free_memory=False,
-            ),
-        )
-        ignored = [each.path_in_repo for each in additions if getattr(each, "_should_ignore", False)]
-        if ignored:
-            raise HubError(f"the .gitignore of {self.to.repo_id} leaves out {', '.join(ignored)}: change it there")
 
 
 def _digest(files: Sequence[Outgoing], removed: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo, GitCommitInfo, GitRefs, ModelInfo, RepoFile, RepoFolder
 
-from hf_distill.hub.client import Hub
+from hf_distill.hub.client import HubClient
 from hf_distill.hub.files import README, Outgoing
 from hf_distill.hub.readme import BEGIN
 
@@ -70,7 +70,7 @@ class Destination:
 
 
 @dataclass(frozen=True)
-class Found:
+class RemoteState:
     """What a branch of a repository holds."""
 
     head: str
@@ -89,12 +89,12 @@ class Found:
         return BEGIN in (self.readme or "")
 
 
-def in_full(to: Destination, hub: Hub) -> Destination:
+def in_full(to: Destination, hub: HubClient) -> Destination:
     """Return the destination with its namespace."""
     return to if "/" in to.repo_id else replace(to, repo_id=f"{hub.user}/{to.repo_id}")
 
 
-def look(hub: Hub, to: Destination) -> Found | None:
+def look(hub: HubClient, to: Destination) -> RemoteState | None:
     """Return what is there, None if there is no such repository (or none that the token may see)."""
     name = to.repo_id
 
@@ -124,17 +124,17 @@ def look(hub: Hub, to: Destination) -> Found | None:
         head = heads.get(to.branch, head)
     files = files_at(hub, to, head)
     text = hub.text(name, README, head, kind=to.kind) if README in files else None
-    return Found(head, files, text, has_branch)
+    return RemoteState(head, files, text, has_branch)
 
 
-def info_of(hub: Hub, to: Destination, revision: str | None = None) -> ModelInfo | DatasetInfo:
+def info_of(hub: HubClient, to: Destination, revision: str | None = None) -> ModelInfo | DatasetInfo:
     """Ask once what a repository is; None is main."""
     if to.kind == "dataset":
         return hub.api.dataset_info(to.repo_id, revision=revision)
     return hub.api.model_info(to.repo_id, revision=revision)
 
 
-def files_at(hub: Hub, to: Destination, commit: str) -> dict[str, RepoFile]:
+def files_at(hub: HubClient, to: Destination, commit: str) -> dict[str, RepoFile]:
     """Return the files of a commit by their paths."""
 
     def question() -> list[RepoFile | RepoFolder]:
@@ -144,11 +144,11 @@ def files_at(hub: Hub, to: Destination, commit: str) -> dict[str, RepoFile]:
     return {each.path: each for each in listed if isinstance(each, RepoFile)}
 
 
-def _refs(hub: Hub, to: Destination) -> GitRefs:
+def _refs(hub: HubClient, to: Destination) -> GitRefs:
     return hub.api.list_repo_refs(to.repo_id, include_pull_requests=True, repo_type=to.kind)
 
 
-def refuse_foreign(to: Destination, found: Found) -> None:
+def check_not_foreign(to: Destination, found: RemoteState) -> None:
     """Refuse to replace a model, or data, that are none of ours, unless told to.
 
     Raises:

@@ -15,26 +15,24 @@ END = "<!-- hf_distill:end -->"
 # What of the metadata is ours: without this, what we wrote last time could not be told from what the user wrote.
 _RECORD = re.compile(r"<!-- hf_distill:metadata (.*) -->")
 _LISTS = ("base_model", "datasets", "language", "metrics", "tags")
-_LICENCE = ("license", "license_name", "license_link")
+_LICENSE = ("license", "license_name", "license_link")
 _INDEX = "model-index"
-_KEY = re.compile(r"""^(?:"([^"\n]+)"|'([^'\n]+)'|([^\s#"'\[\]{},&*!|>%@`?-][^:\n]*?)):(?=\s|$)""", re.MULTILINE)
-
 Metadata = dict[str, Any]
 
 
 def merge(existing: str | None, card: RepoCard) -> str:
-    """Return a README with a card's section and metadata in it, and everything else as it was, byte for byte.
+    """Return a README with a card's section and metadata in it, and the text around them as it was.
 
     The section stands where its marks are, or else at the end. Of the metadata, what the user wrote wins: lists are
-    united, theirs first, other values are kept, and what an earlier card of ours wrote gives way to the new. A key
-    whose value stays the same keeps its text, comments and all. To merge the same card again changes nothing.
+    united, theirs first, other values stay, and what an earlier card of ours wrote gives way to the new. To merge the
+    same card again changes nothing.
 
     Raises:
         ValueError: the marks are not one pair, or the metadata cannot be read.
     """
     text = existing or ""
     mark, text = ("\ufeff", text[1:]) if text.startswith("\ufeff") else ("", text)
-    line_break = "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
+    line_break = _line_break(text)
     front, body = _parts(text)
     theirs = _metadata(front)
     place = _section(body)
@@ -49,44 +47,53 @@ def merge(existing: str | None, card: RepoCard) -> str:
     return mark + head + body + (blank or ("" if body else line_break)) + section + line_break
 
 
-def users_licence(existing: str | None) -> str | None:
-    """Return the licence that a user has set in a README's metadata, None if there is none or it is our own entry.
+def combined(there: str | None, here: str | None) -> str | None:
+    """Return the README on the Hub with what only the one here has: paragraphs, at its end, and metadata.
+
+    Of two values of one key the Hub's stays, and lists are united.
+
+    Raises:
+        ValueError: as `merge` does, for either of them.
+    """
+    if there is None or here is None:
+        return here if there is None else there
+    mark, bare = ("\ufeff", there[1:]) if there.startswith("\ufeff") else ("", there)
+    front, body = _parts(bare)
+    theirs, place = _metadata(front), _section(body)
+    record, line_break = {} if place is None else _record(body[place]), _line_break(there)
+    merged = dict(theirs)
+    for name, value in _users_metadata(here).items():
+        if name in _LISTS:
+            merged[name] = _united_list(theirs.get(name), value, [])[0]
+        elif theirs.get(name) in (None, record.get(name)):
+            merged[name] = value
+    present = {_words(paragraph) for text in text_around(bare) for paragraph in _paragraphs(text)}
+    missing = [each for text in text_around(here) for each in _paragraphs(text) if _words(each) not in present]
+    if missing:
+        added = (2 * line_break).join(each.strip().replace("\n", line_break) for each in missing) + line_break
+        body = f"{body.rstrip()}{2 * line_break}{added}" if body.strip() else added
+    return mark + _front_matter(front, theirs, merged, line_break) + body
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part for part in re.split(r"\n\s*\n", text.replace("\r\n", "\n")) if part.strip()]
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def users_license(existing: str | None) -> str | None:
+    """Return the license that a user has set in a README's metadata, None if there is none or it is our own entry.
 
     Raises:
         ValueError: as `merge` does.
     """
     front, body = _parts((existing or "").removeprefix("\ufeff"))
     place = _section(body)
-    licence = _metadata(front).get("license")
+    license = _metadata(front).get("license")
     ours = None if place is None else _record(body[place]).get("license")
-    return None if licence in (None, ours) else ", ".join(map(str, _listed(licence)))
-
-
-def with_users_part(there: str, own: str) -> str:
-    """Put what a user has written in one README into another, where nobody has written anything of the kind.
-
-    Text goes around our section, and only where the other has none of its own. Metadata are those that are not our
-    entries; of two values the other's stays, and lists are united.
-
-    Raises:
-        ValueError: as `merge` does, for either of them.
-    """
-    bare = there.removeprefix("\ufeff")
-    mark = "\ufeff" if bare != there else ""
-    front, body = _parts(bare)
-    theirs, place = _metadata(front), _section(body)
-    record = {} if place is None else _record(body[place])
-    merged = dict(theirs)
-    for name, value in _users_metadata(own).items():
-        if name in _LISTS:
-            merged[name] = _united_list(theirs.get(name), value, [])[0]
-        elif theirs.get(name) in (None, record.get(name)):
-            merged[name] = value
-    before, after = text_around(own)
-    if (before + after).strip() and not "".join(text_around(bare)).strip():
-        body = before + ("" if place is None else body[place]) + after
-    line_break = "\r\n" if 2 * there.count("\r\n") > there.count("\n") else "\n"
-    return mark + _front_matter(front, theirs, merged, line_break) + body
+    return None if license in (None, ours) else ", ".join(map(str, _listed(license)))
 
 
 def text_around(readme: str) -> tuple[str, str]:
@@ -137,7 +144,9 @@ def _metadata(front: re.Match[str] | None) -> Metadata:
     if front is None:
         return {}
     try:
-        return dict(vars(RepoCard(front.group()).data))
+        found = dict(vars(RepoCard(front.group()).data))
+        # Norwegian, `no`, is false in YAML.
+        return {**found, "language": "no"} if found.get("language") is False else found
     except Exception as error:  # PyYAML's own among them
         reason = " ".join(str(error).split()) or type(error).__name__
         if "should be a dict" in reason:
@@ -146,6 +155,10 @@ def _metadata(front: re.Match[str] | None) -> Metadata:
             f"README.md: the metadata between the first two lines of --- cannot be read ({reason}). Write them as "
             "key: value, or let the file begin with something else than ---."
         ) from error
+
+
+def _line_break(text: str) -> str:
+    return "\r\n" if 2 * text.count("\r\n") > text.count("\n") else "\n"
 
 
 def _lines(line_break: str, *parts: str) -> str:
@@ -187,9 +200,9 @@ def _users_metadata(readme: str) -> Metadata:
 def _united(theirs: Metadata, new: Metadata, before: Metadata) -> tuple[Metadata, Metadata]:
     """Return the united metadata, and what of them is ours."""
     merged, ours = dict(theirs), Metadata()
-    licence = theirs.get("license")
-    if licence is not None and licence != before.get("license"):
-        new = {name: value for name, value in new.items() if name not in _LICENCE}
+    license = theirs.get("license")
+    if license is not None and license != before.get("license"):
+        new = {name: value for name, value in new.items() if name not in _LICENSE}
     for name in dict.fromkeys([*before, *new]):
         value: Any
         own: Any
@@ -264,42 +277,10 @@ def _digest(result: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# ---- The text of the metadata ----
-
-
 def _front_matter(front: re.Match[str] | None, theirs: Metadata, merged: Metadata, line_break: str) -> str:
-    if front is None:
-        return _lines(line_break, "---\n" + _dumped(merged) + "---\n")
     if merged == theirs:
-        return front.group()
-    edited = front[1] + _edited(front[2], theirs, merged, line_break) + front[3]
-    try:
-        is_right = _metadata(REGEX_YAML_BLOCK.search(edited)) == merged
-    except ValueError:
-        is_right = False
-    # YAML can be written in ways that an edit by lines does not get right; then the whole block is written anew.
-    return edited if is_right else front[1] + _lines(line_break, _dumped(merged).rstrip("\n")) + front[3]
-
-
-def _edited(block: str, theirs: Metadata, merged: Metadata, line_break: str) -> str:
-    """Change the keys that have changed, and leave the lines of the others alone."""
-    starts = [(match.start(), next(filter(None, match.groups()))) for match in _KEY.finditer(block)]
-    ends = [*(start for start, _ in starts), len(block)][1:]
-    pieces = [block[: starts[0][0]]] if starts else [block]
-    for (start, key), end in zip(starts, ends, strict=True):
-        lines = block[start:end].splitlines(keepends=True)
-        while lines and (not lines[-1].strip() or lines[-1].startswith("#")):
-            lines.pop()
-        own = "".join(lines)
-        after = block[start + len(own) : end]
-        if merged.get(key) != theirs.get(key) or key not in merged:
-            own = _lines(line_break, _dumped({key: merged[key]})) if key in merged else ""
-        pieces += [own, after]
-    text = "".join(pieces)
-    added = {key: value for key, value in merged.items() if key not in theirs}
-    if added:
-        text += (line_break if text and not text.endswith(("\n", "\r")) else "") + _lines(line_break, _dumped(added))
-    return text.removesuffix("\n").removesuffix("\r")
+        return "" if front is None else front.group()
+    return _lines(line_break, "---\n" + _dumped(merged) + "---\n")
 
 
 def _dumped(values: Metadata) -> str:
@@ -318,6 +299,6 @@ def read_readme(readme: Path) -> str | None:
         raise ValueError(f"{readme} is not UTF-8 text: save it as such, or move it away") from error
 
 
-def licence_in(readme: Path) -> str | None:
-    """Return the licence that the user has set in a README's metadata, which the card is then about; else None."""
-    return users_licence(read_readme(readme))
+def license_in(readme: Path) -> str | None:
+    """Return the license that the user has set in a README's metadata, which the card is then about; else None."""
+    return users_license(read_readme(readme))

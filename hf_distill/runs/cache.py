@@ -3,16 +3,17 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
+from safetensors import safe_open
 
 from hf_distill.evaluation.teacher_quality import ChanceTeacherError, check_quality, measure_quality
-from hf_distill.hub.commit import Published
+from hf_distill.hub.commit import PushResult
 from hf_distill.hub.destination import Destination
-from hf_distill.hub.files import Outgoing, safetensors_header
-from hf_distill.hub.target_sharing import preview, share
+from hf_distill.hub.files import Outgoing
+from hf_distill.hub.push import Content, preview, push
+from hf_distill.hub.soft_targets import soft_target_content
 from hf_distill.runs.recipe.schema import Recipe
 from hf_distill.runs.stages import objection_to, opened, settle_devices
 from hf_distill.runs.teacher_answers import judged, targets_folder
@@ -88,13 +89,13 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
     )
 
 
-def share_soft_targets(cached: Cached, to: Destination) -> Published:
-    """Share soft targets as a data set on the Hub; see `target_sharing.share`.
+def share_soft_targets(cached: Cached, to: Destination) -> PushResult:
+    """Share soft targets as a data set on the Hub, in one commit.
 
     Raises:
         ValueError: they are not fit to go out, or the Hub did not take them.
     """
-    return share(cached.folder, to, **_fit_to_go_out(cached), differences=key_differences)
+    return push(_content(cached), to)
 
 
 def preview_soft_targets(cached: Cached, to: Destination) -> list[Outgoing]:
@@ -103,16 +104,20 @@ def preview_soft_targets(cached: Cached, to: Destination) -> list[Outgoing]:
     Raises:
         ValueError: they are not fit to go out.
     """
-    return preview(cached.folder, to, **_fit_to_go_out(cached))
+    return preview(_content(cached), to)
 
 
-def _fit_to_go_out(cached: Cached) -> dict[str, Any]:
+def _content(cached: Cached) -> Content:
     if cached.objection is not None:
-        raise ValueError(f"nothing was sent, {cached.objection}")
+        raise ValueError(f"nothing was pushed, {cached.objection}")
     targets = SoftTargets(cached.folder)
-    return {"key": targets.key, "facts": read_facts(cached.folder, targets.key), "num_rows": len(targets)}
+    info = read_facts(cached.folder, targets.key)
+    return soft_target_content(
+        cached.folder, key=targets.key, info=info, num_rows=len(targets), differences=key_differences
+    )
 
 
 def _num_rows(shard: Path) -> int:
     """Return for how many rows there are soft targets in a file."""
-    return int(safetensors_header(Outgoing(shard.name, shard))["digests"]["shape"][0])
+    with safe_open(shard, framework="numpy") as tensors:
+        return int(tensors.get_slice("digests").get_shape()[0])

@@ -12,7 +12,7 @@ from hf_distill.hub.card.licenses import objections, student_licence
 from hf_distill.hub.card.model_card import model_card
 from hf_distill.hub.card.origins import inferred_lineage
 from hf_distill.hub.portable import portable
-from hf_distill.hub.readme import licence_in, merge, read_readme
+from hf_distill.hub.readme import license_in, merge, read_readme
 from hf_distill.runs.recipe.reading import bundled_recipes, command_for, read_resolved, to_yaml
 from hf_distill.runs.recipe.schema import Recipe
 
@@ -37,19 +37,21 @@ def card_of_run(run: Path, *, repo_id: str | None = None, license: str | None = 
     Raises:
         ValueError: the folder holds no finished run.
     """
-    return card_of(*read_run(run), repo_id=repo_id, license=license, plot_name=plot_name)
+    recipe, results = read_run(run)
+    plot = training_curves(results)
+    return card_of(recipe, results, plot, repo_id=repo_id, license=license, plot_name=plot_name)
 
 
 def card_of(
     recipe: Recipe,
     results: Results,
+    plot: bytes | None,
     *,
     repo_id: str | None = None,
     license: str | None = None,
     plot_name: str = PLOT,
 ) -> RunCard:
-    """Make the card of a run that is at hand; see `card_of_run`."""
-    plot = training_curves(results)
+    """Make the card of a run that is at hand, around a picture of its curves; see `card_of_run`."""
     shared = published(recipe, results)
     # A recipe of the user's own is repeated by the file that is published with the model.
     is_bundled = results.recipe in bundled_recipes()
@@ -105,7 +107,7 @@ def save_card(run: Path, *, repo_id: str | None = None) -> tuple[Path, RunCard]:
     readme = run / "student" / "README.md"
     if not readme.parent.is_dir():
         raise ValueError(f"{run} has no student: name the file for the card, --output FILE.md")
-    made = card_of(recipe, results, repo_id=repo_id, license=licence_in(readme))
+    made = card_of(recipe, results, training_curves(results), repo_id=repo_id, license=license_in(readme))
     write_card(made, readme, readme.parent / PLOT)
     return readme, made
 
@@ -122,9 +124,10 @@ def export_card(run: Path, output: Path, *, repo_id: str | None = None) -> RunCa
         raise ValueError(f"--output: expected a file that ends in .md, got {output}")
     recipe, results = read_run(run)
     folder = output.with_suffix("")
-    _refuse_foreign_folder(folder)
+    _check_not_foreign_folder(folder)
     plot_name = f"{folder.name}/{PLOT}"
-    made = card_of(recipe, results, repo_id=repo_id, license=licence_in(output), plot_name=plot_name)
+    plot = training_curves(results)
+    made = card_of(recipe, results, plot, repo_id=repo_id, license=license_in(output), plot_name=plot_name)
     write_card(made, output, folder / PLOT)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_bytes(to_yaml(published(recipe, results)).encode())
@@ -132,7 +135,7 @@ def export_card(run: Path, output: Path, *, repo_id: str | None = None) -> RunCa
     return made
 
 
-def _refuse_foreign_folder(folder: Path) -> None:
+def _check_not_foreign_folder(folder: Path) -> None:
     """Refuse to write what a card was made from over anything else than what an earlier one was made from."""
     there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     ours = {"recipe.yaml", "results.json"}

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from hf_distill.data.fingerprints import processor_settings
 from hf_distill.hub.card.lineage import NOWHERE
-from hf_distill.hub.client import trouble_of
+from hf_distill.hub.client import failure_of
 from hf_distill.hub.destination import check_destination_words
 from hf_distill.hub.portable import is_local
 from hf_distill.runs.recipe.schema import Recipe, Teacher
@@ -210,14 +210,14 @@ def _located(section: Teacher, patterns: list[str]) -> tuple[Path, str | None]:
     except Exception as error:
         # The client says that a file is not in its cache, and what went wrong before it looked there is the cause.
         cause = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else error
-        trouble = trouble_of(cause)
-        if trouble is None:
+        failure = failure_of(cause)
+        if failure is None:
             raise
-        if trouble.may_pass or isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        if failure.is_transient or isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
             raise UnreachableError(
                 f"teacher.logits: the data set {source} is not in the cache, and the Hub cannot be reached"
             ) from error
-        reason = _reason(cause) or trouble.text
+        reason = _reason(cause) or failure.text
         raise ValueError(f"teacher.logits: the Hub does not give the data set {source}: {reason}") from error
     return Path(found), Path(found).name
 

@@ -10,14 +10,14 @@ import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from hf_distill.evaluation.curves import PLOT
+from hf_distill.evaluation.curves import PLOT, training_curves
 from hf_distill.evaluation.environment import environment
 from hf_distill.evaluation.measuring import agreement, of_the_same
 from hf_distill.evaluation.results import ModelResult, Results, gap_closed
-from hf_distill.hub.commit import Published
+from hf_distill.hub.commit import PushResult
 from hf_distill.hub.destination import Destination
 from hf_distill.hub.push import check_destination
-from hf_distill.hub.readme import licence_in
+from hf_distill.hub.readme import license_in
 from hf_distill.runs.building import Member
 from hf_distill.runs.publish import publish
 from hf_distill.runs.recipe.schema import Hub, Recipe
@@ -44,7 +44,7 @@ def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
         return _results(stages)
 
 
-def publish_student(recipe: Recipe) -> Published | None:
+def publish_student(recipe: Recipe) -> PushResult | None:
     """Publish the student of a finished run where its recipe says; None if it says nothing.
 
     Raises:
@@ -112,7 +112,8 @@ def _results(stages: Stages) -> Results:
     if PartialState().is_main_process:
         folder = stages.workspace.model_folder("student")
         readme = folder / "README.md"
-        write_card(card_of(recipe, results, license=licence_in(readme)), readme, folder / PLOT)
+        made = card_of(recipe, results, training_curves(results), license=license_in(readme))
+        write_card(made, readme, folder / PLOT)
         stages.workspace.write_results(results.to_json())
     return results
 

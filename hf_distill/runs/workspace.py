@@ -55,7 +55,7 @@ class Workspace:
                 f"output_dir: cannot write to {path}: {error.strerror or error}. Choose another folder."
             ) from error
         try:
-            self._refuse_foreign_recipe()
+            self._check_not_foreign_recipe()
             if not overwrite:
                 self._refuse_other_runs()
         except ValueError:
@@ -151,7 +151,7 @@ class Workspace:
             return True
         return any(line.startswith("teacher") for line in changed)
 
-    def _refuse_foreign_recipe(self) -> None:
+    def _check_not_foreign_recipe(self) -> None:
         file = self.path / "recipe.yaml"
         if file.exists() and not file.read_bytes().startswith(_MARK.encode()):
             raise ValueError(

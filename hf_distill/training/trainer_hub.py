@@ -1,8 +1,9 @@
 """The card of a trainer's student, and its pushes."""
 
+import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,24 +16,25 @@ from transformers.utils import PushInProgress, logging
 from hf_distill.evaluation.curves import PLOT, student_curves
 from hf_distill.hub.card.trainer_card import Stated, Training, licence_lines, trainer_card
 from hf_distill.hub.destination import Destination
-from hf_distill.hub.files import README, Outgoing
-from hf_distill.hub.readme import merge, read_readme, users_licence
-from hf_distill.hub.reconciling import marked
-from hf_distill.hub.snapshots import (
-    Snapshot,
+from hf_distill.hub.files import (
+    ADAPTER,
+    README,
+    Outgoing,
+    check_adapter_base,
     checkpoint_files,
-    delete_staged,
-    make_repository,
-    push,
-    stage,
+    left_over,
     student_files,
 )
+from hf_distill.hub.push import Card, Content, create_repository, push
+from hf_distill.hub.readme import merge, read_readme, users_license
 from hf_distill.teachers.cache.cache import folder_of
 from hf_distill.training.card_info import training_facts
 
 logger = logging.get_logger(__name__)
 
 _LAST_CHECKPOINT = "last-checkpoint"
+_STAGED = "_push-"
+_TRIES = 3  # of a push that others' commits get in the way of
 
 
 class TrainerHub:
@@ -60,7 +62,7 @@ class TrainerHub:
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._stated: dict[str, Any] = {}
-        self._card: Callable[[str | None], ModelCard] | None = None
+        self._card: Card | None = None
         self._objections: set[str] = set()
         self._pushes: ThreadPoolExecutor | None = None
 
@@ -117,22 +119,20 @@ class TrainerHub:
         stated = Stated(**words)
         picture = student_curves(training.curve, training.metric)
         repo_id = self._trainer.hub_model_id or self._trainer.args.hub_model_id or ""
-        self._card = partial(
-            _card, training, stated, repo_id if "/" in repo_id else None, None if picture is None else PLOT
-        )
-        self._write_card(self._card, picture)
+        self._card = partial(_card, training, stated, None if picture is None else PLOT)
+        self._write_card(partial(self._card, repo_id=repo_id), picture)
         for line in sorted(set(licence_lines(training, stated)) - self._objections):
             logger.warning(line)
             self._objections.add(line)
 
-    def _write_card(self, card: Callable[[str | None], ModelCard], picture: bytes | None) -> None:
+    def _write_card(self, card: Callable[..., ModelCard], picture: bytes | None) -> None:
         folder = Path(self._trainer.args.output_dir)
         readme = folder / README
         existing = None if self._is_made_by_peft(readme) else read_readme(readme)
-        licence, wanted = users_licence(existing), self._stated.get("license")
+        licence, wanted = users_license(existing), self._stated.get("license")
         if None not in (licence, wanted) and licence != wanted:
             logger.warning(f"{readme} states the license {licence}, which stays: change it there to have {wanted}")
-        text = merge(existing, marked(card(licence), existing, is_shared=False))
+        text = merge(existing, card(licence))
         folder.mkdir(parents=True, exist_ok=True)
         readme.write_bytes(text.encode())
         if picture is None:
@@ -168,7 +168,7 @@ class TrainerHub:
         if not self._trainer.is_world_process_zero():
             return
         named = self._trainer.args.hub_model_id
-        self._trainer.hub_model_id = make_repository(
+        self._trainer.hub_model_id = create_repository(
             Path(self._trainer.args.output_dir).absolute().name if named is None else named,
             private=private if private is not None else self._trainer.args.hub_private_repo,
             token=token if token is not None else self._trainer.args.hub_token,
@@ -215,11 +215,9 @@ class TrainerHub:
         tags = kwargs.pop("tags", None) or []
         tags = [*([tags] if isinstance(tags, str) else tags), *(getattr(self._trainer.model, "model_tags", None) or [])]
         self._renew_card(tags=tags or None, **kwargs)
-        folder = Path(self._trainer.args.output_dir)
-        files = student_files(folder, left_out=[folder_of(self._trainer.args)])
-        snapshot = self._snapshot(commit_message or "End of training", files)
-        job = partial(push, snapshot, self._branch(revision), token)
-        return job() if blocking else self._in_background(partial(_warned, job, snapshot.title))
+        files = student_files(self._output_dir, left_out=[folder_of(self._trainer.args)])
+        job = self._job(commit_message or "End of training", files, token=token, revision=revision)
+        return job() if blocking else self._in_background(partial(_warned, job, commit_message or "End of training"))
 
     def push_checkpoint(self, checkpoint_folder: str) -> None:
         """Push the student of a checkpoint that was saved just now, and the checkpoint if `hub_strategy` says so."""
@@ -244,8 +242,7 @@ class TrainerHub:
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             replaced = _LAST_CHECKPOINT if strategy == HubStrategy.CHECKPOINT else Path(checkpoint_folder).name
             files += checkpoint_files(staged, replaced)
-        snapshot = self._snapshot(title, files, replaced)
-        job = partial(push, snapshot, self._branch(None), self._trainer.args.hub_token)
+        job = self._job(title, files, replaced=replaced, token=self._trainer.args.hub_token)
         self._in_background(partial(_warned, job, title, staged))
 
     def _renew_card(self, **kwargs: Any) -> None:
@@ -254,16 +251,43 @@ class TrainerHub:
         name = kwargs.pop("model_name", None) or self._stated.get("model_name") or self._model_name()
         self._trainer.create_model_card(model_name=name, **kwargs)
 
-    def _snapshot(self, title: str, files: Sequence[Outgoing], replaced: str = "") -> Snapshot:
-        names = getattr(getattr(self._trainer.student, "config", None), "id2label", None) or {}
-        words = {word for name in names.values() for word in str(name).split()}
-        return Snapshot(title, files, Path(self._trainer.args.output_dir) / README, self._card, replaced, words)
+    @property
+    def _output_dir(self) -> Path:
+        return Path(self._trainer.args.output_dir)
 
-    def _branch(self, revision: str | None) -> Destination:
-        assert self._trainer.hub_model_id is not None
-        return Destination(
-            self._trainer.hub_model_id, revision=revision if revision is not None else self._trainer.args.hub_revision
+    def _job(
+        self, title: str, files: list[Outgoing], *, token: str | None, revision: str | None = None, replaced: str = ""
+    ) -> Callable[[], CommitInfo]:
+        for file in files:
+            if file.path_in_repo.split("/")[-1] == ADAPTER:
+                check_adapter_base(file, file.path_in_repo)
+        readme = self._output_dir / README
+        here = read_readme(readme)
+        names = getattr(getattr(self._trainer.student, "config", None), "id2label", None) or {}
+        content = Content(
+            title,
+            files,
+            self._output_dir,
+            self._card,
+            readme=here,
+            public=list(map(str, names.values())),
+            left_over=lambda there: left_over(there, files, whole=False, replaced=replaced),
+            may_replace=True,
         )
+        revision = revision if revision is not None else self._trainer.args.hub_revision
+        assert self._trainer.hub_model_id is not None
+        to = Destination(self._trainer.hub_model_id, revision=revision)
+
+        def written(text: str | None) -> None:
+            if text is not None and text != here and read_readme(readme) == here:  # nobody has written there meanwhile
+                readme.write_bytes(text.encode())
+
+        def job() -> CommitInfo:
+            done = push(content, to, token=token, tries=_TRIES, is_signed_in=True, written=written)
+            url = f"{done.url.split('/tree/')[0]}/commit/{done.commit}"
+            return CommitInfo(commit_url=url, commit_message=title, commit_description="", oid=done.commit)
+
+        return job
 
     def _in_background(self, job: Callable[[], Any]) -> Future[Any]:
         if self._pushes is None:
@@ -276,8 +300,8 @@ class TrainerHub:
         return future
 
 
-def _card(training: Training, stated: Stated, repo_id: str | None, plot: str | None, license: str | None) -> ModelCard:
-    return trainer_card(training, stated, repo_id=repo_id, plot=plot, license=license)
+def _card(training: Training, stated: Stated, plot: str | None, license: str | None, repo_id: str) -> ModelCard:
+    return trainer_card(training, stated, repo_id=repo_id if "/" in repo_id else None, plot=plot, license=license)
 
 
 def _warned(job: Callable[[], CommitInfo], title: str, staged: Path | None = None) -> CommitInfo:
@@ -290,3 +314,24 @@ def _warned(job: Callable[[], CommitInfo], title: str, staged: Path | None = Non
     finally:
         if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
+
+
+def stage(folder: Path, beside: Path) -> Path:
+    """Keep the files of a folder for a push in the background: a checkpoint may be deleted before it has ended."""
+    staged = Path(tempfile.mkdtemp(prefix=f"{_STAGED}{os.getpid()}-", dir=beside))
+    shutil.copytree(folder, staged, copy_function=_linked, dirs_exist_ok=True)
+    return staged
+
+
+def delete_staged(beside: Path) -> None:
+    """Delete what another process has left, which was killed while it pushed."""
+    for folder in beside.glob(f"{_STAGED}*"):
+        if not folder.name.startswith(f"{_STAGED}{os.getpid()}-"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)

@@ -332,7 +332,7 @@ class TestWhatIsRefused:
         )
         cached = cache_soft_targets(load_recipe("recipe.yaml"), "sentences")
         with pytest.raises(
-            ValueError, match=r"nothing was sent, the teacher .*class 0 fits label 1.*_teacher=true to use"
+            ValueError, match=r"nothing was pushed, the teacher .*class 0 fits label 1.*_teacher=true to use"
         ):
             share_soft_targets(cached, Destination("ada/x", kind="dataset"))
         recipe["training"]["allow_untrained_teacher"] = True

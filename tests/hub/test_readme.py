@@ -1,4 +1,4 @@
-"""A card in a README that is somebody's own: what is theirs stays, byte for byte."""
+"""A card in a README that is somebody's own: what is theirs stays."""
 
 import re
 
@@ -8,7 +8,7 @@ from huggingface_hub.repocard import RepoCard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_distill.hub.readme import BEGIN, END, merge, our_section, users_licence
+from hf_distill.hub.readme import BEGIN, END, combined, merge, our_section, users_license
 
 
 def card(text: str = "# A student\n\nIts results.\n", *, accuracy: float = 0.9, **metadata) -> ModelCard:
@@ -178,17 +178,6 @@ class TestMetadata:
         assert found["widget"] == [{"text": "Hi: you"}]
         assert found["datasets"] == ["a/data"]
 
-    def test_keys_that_do_not_change_keep_their_text(self):
-        """`language: no`, which is Norwegian, comes back from YAML as false; comments are lost."""
-        readme = merge(USERS, card())
-        assert "# chosen with care\nlicense: mit   # ours\nlanguage: no\n" in readme
-        assert 'widget:\n- text: "Hi: you"\n' in readme
-
-    def test_comments_beside_a_list_that_grows_stay(self):
-        """A comment above the next key belongs to nobody and is dropped."""
-        readme = merge("---\ntags:\n- mine\n# about the licence\nlicense: mit\n---\n", card())
-        assert "- distillation\n# about the licence\nlicense: mit\n" in readme
-
     def test_what_an_earlier_card_of_ours_wrote_gives_way(self):
         """A teacher that was another one's, an old number beside the new one."""
         first = merge("---\nbase_model: mine/start\nmetrics: [wer]\n---\n", card(accuracy=0.8, base_model=["a/old"]))
@@ -264,9 +253,39 @@ class TestMetadata:
 
     def test_the_licence_is_the_users_only_if_they_set_it(self):
         """Our own guess, taken at the next push for what the user has said."""
-        assert users_licence(None) is None
-        assert users_licence(merge(None, card())) is None
-        assert users_licence(USERS) == "mit"
-        assert users_licence(merge(USERS, card())) == "mit"
-        assert users_licence("\ufeff---\nlicense: gpl-3.0\n---\n") == "gpl-3.0"
-        assert users_licence("---\nlicense: [mit, gpl-3.0]\n---\n") == "mit, gpl-3.0"
+        assert users_license(None) is None
+        assert users_license(merge(None, card())) is None
+        assert users_license(USERS) == "mit"
+        assert users_license(merge(USERS, card())) == "mit"
+        assert users_license("\ufeff---\nlicense: gpl-3.0\n---\n") == "gpl-3.0"
+        assert users_license("---\nlicense: [mit, gpl-3.0]\n---\n") == "mit, gpl-3.0"
+
+
+class TestCombined:
+    @pytest.mark.parametrize(
+        ("here", "there", "expected"),
+        [
+            (None, None, None),
+            ("mine\n", None, "mine\n"),
+            (None, "theirs\n", "theirs\n"),
+            ("mine\n", "---\nlicense: mit\n---\n", "---\nlicense: mit\n---\nmine\n"),
+            ("---\nlicense: mit\n---\n", "theirs\n", "---\nlicense: mit\n---\ntheirs\n"),
+            ("same\r\ntext\r\n", "same\ntext\n", "same\ntext\n"),
+            ("one\n\ntwo\n\nthree\n", "two\n\nfour\n", "two\n\nfour\n\none\n\nthree\n"),
+            ("mine\n", "theirs\r\n\r\nmore\r\n", "theirs\r\n\r\nmore\r\n\r\nmine\r\n"),
+            (f"The mark is `{BEGIN}`.\n", "theirs\n", f"theirs\n\nThe mark is `{BEGIN}`.\n"),
+            ("---\ntags: [a]\nx: 1\n---\n", "---\ntags: [b]\nx: 2\n---\n", "---\ntags:\n- b\n- a\nx: 2\n---\n"),
+        ],
+    )
+    def test_the_hubs_readme_gets_what_only_the_local_one_has(self, here, there, expected):
+        """A text that is in neither outcome, or twice."""
+        assert combined(there, here) == expected
+        assert combined(expected, here) == expected
+
+    def test_our_section_stays_where_it_is_on_the_hub(self):
+        """A local paragraph inside of the section, where the next push deletes it."""
+        there = merge("Above.\n", card()) + "\nBelow.\n"
+        here = merge("Mine.\n", card("# Old\n"))
+        found = combined(there, here)
+        assert our_section(found) == our_section(there)
+        assert found.endswith("\nBelow.\n\nMine.\n")

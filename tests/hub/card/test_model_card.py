@@ -31,9 +31,10 @@ from hf_distill.hub.card.parts import TEMPLATE
 from hf_distill.hub.readme import merge
 from hf_distill.models import GreyImageProcessor, MLPConfig, MLPForImageClassification
 from hf_distill.models.pixels import image_array
+from hf_distill.runs import run_card
 from hf_distill.runs.recipe.reading import bundled_recipes, load_recipe
 from hf_distill.runs.recipe.schema import Recipe
-from hf_distill.runs.run_card import card_of, export_card, read_run
+from hf_distill.runs.run_card import export_card, read_run
 
 pytest_plugins = ["local_hub.fixture"]
 
@@ -42,6 +43,10 @@ GOLDEN = Path(__file__).parent / "golden"
 CARDS = [path for path in sorted((ROOT / "model_cards").rglob("*.md")) if path.name != "template.md"]
 SHA = "0123456789abcdef0123456789abcdef01234567"
 ENVIRONMENT = {"hf_distill": "0.1.0", "transformers": "5.23.0", "torch": "2.13.0", "hardware": "2 CPU cores"}
+
+
+def card_of(recipe: Recipe, results: Results, **options) -> run_card.RunCard:
+    return run_card.card_of(recipe, results, training_curves(results), **options)
 
 
 def origin(model=None, license=None, seed=None, **more) -> dict:
