@@ -44,7 +44,7 @@ def test_no_unwanted_word_stands_in_library_docs_or_readme() -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("text", ["def answers_of(rows)", "The teacher is let go.", "_rehearsed", "Licences of both"])
+@pytest.mark.parametrize("text", ["def answers_of(rows)", "The teacher is let go.", "_rehearsed", "Licenses of both"])
 def test_the_search_finds_names_and_sentences(text: str) -> None:
     """A pattern that never matches passes on any text."""
     assert any(pattern.search(text) for pattern in unwanted_words().values())

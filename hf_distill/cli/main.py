@@ -114,9 +114,9 @@ def train(
         _print_table(*results_table(results))
         typer.echo(summary(results))
         typer.echo(f"The student is in {Path(loaded.output_dir) / 'student'}, all results in results.json beside it.")
-        from hf_distill.runs.run_card import licence_lines
+        from hf_distill.runs.run_card import license_lines
 
-        _warn_of(licence_lines(loaded, results))
+        _warn_of(license_lines(loaded, results))
     shutdown_processes()
     published = publish_student(loaded) if is_main else None
     if published is not None:

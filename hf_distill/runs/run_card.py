@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from hf_distill.evaluation.curves import PLOT, training_curves
 from hf_distill.evaluation.results import Results
-from hf_distill.hub.card.licenses import objections, student_licence
+from hf_distill.hub.card.licenses import objections, student_license
 from hf_distill.hub.card.model_card import model_card
 from hf_distill.hub.card.origins import inferred_lineage
 from hf_distill.hub.portable import portable
@@ -23,7 +23,7 @@ class RunCard(NamedTuple):
     Attributes:
         card: with the name of the picture in it, if there is one.
         plot: the picture, as PNG; None if the run logged nothing to draw.
-        objections: what the teachers' licences forbid, a line each.
+        objections: what the teachers' licenses forbid, a line each.
     """
 
     card: ModelCard
@@ -63,14 +63,14 @@ def card_of(
         plot=None if plot is None else plot_name,
         license=license,
     )
-    return RunCard(card, plot, licence_lines(recipe, results, license))
+    return RunCard(card, plot, license_lines(recipe, results, license))
 
 
-def licence_lines(recipe: Recipe, results: Results, license: str | None = None) -> list[str]:
-    """Return what the teachers' licences say to the student's, a line each; see `licences.objections`."""
+def license_lines(recipe: Recipe, results: Results, license: str | None = None) -> list[str]:
+    """Return what the teachers' licenses say to the student's, a line each; see `licenses.objections`."""
     settings = recipe.model_dump()
-    licence = student_licence(settings, results.lineage, license).get("license")
-    return objections(settings, results.lineage, licence)
+    license = student_license(settings, results.lineage, license).get("license")
+    return objections(settings, results.lineage, license)
 
 
 def read_run(run: Path) -> tuple[Recipe, Results]:

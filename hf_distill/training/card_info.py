@@ -28,7 +28,7 @@ _NOT_OF_THE_STUDENT = re.compile(
 
 
 def training_facts(trainer: Any, lineage: Provenance, finetuned_from: str | None) -> Training:
-    """Collect what goes into the card of a trainer's student; a licence may be asked for on the Hub."""
+    """Collect what goes into the card of a trainer's student; a license may be asked for on the Hub."""
     args, state = trainer.args, trainer.state
     student = trainer.student
     config = getattr(student, "config", None)

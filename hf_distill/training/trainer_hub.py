@@ -14,7 +14,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.utils import PushInProgress, logging
 
 from hf_distill.evaluation.curves import PLOT, student_curves
-from hf_distill.hub.card.trainer_card import Stated, Training, licence_lines, trainer_card
+from hf_distill.hub.card.trainer_card import Stated, Training, license_lines, trainer_card
 from hf_distill.hub.destination import Destination
 from hf_distill.hub.files import (
     ADAPTER,
@@ -86,7 +86,7 @@ class TrainerHub:
         otherwise, so that the pushes of a training say it too. The picture of the training lies beside the card.
 
         Args:
-            language: of the data, such as `en`. It, and all that follows but the names and the licence, may be several.
+            language: of the data, such as `en`. It, and all that follows but the names and the license, may be several.
             license: by the Hub's identifier; by default that of what the student was made from, if it is known. One
                 that the user has set in README.md stays.
             tags: beside `knowledge-distillation`, `distillation` and `generated_from_trainer`.
@@ -121,7 +121,7 @@ class TrainerHub:
         repo_id = self._trainer.hub_model_id or self._trainer.args.hub_model_id or ""
         self._card = partial(_card, training, stated, None if picture is None else PLOT)
         self._write_card(partial(self._card, repo_id=repo_id), picture)
-        for line in sorted(set(licence_lines(training, stated)) - self._objections):
+        for line in sorted(set(license_lines(training, stated)) - self._objections):
             logger.warning(line)
             self._objections.add(line)
 
@@ -129,10 +129,10 @@ class TrainerHub:
         folder = Path(self._trainer.args.output_dir)
         readme = folder / README
         existing = None if self._is_made_by_peft(readme) else read_readme(readme)
-        licence, wanted = users_license(existing), self._stated.get("license")
-        if None not in (licence, wanted) and licence != wanted:
-            logger.warning(f"{readme} states the license {licence}, which stays: change it there to have {wanted}")
-        text = merge(existing, card(licence))
+        license, wanted = users_license(existing), self._stated.get("license")
+        if None not in (license, wanted) and license != wanted:
+            logger.warning(f"{readme} states the license {license}, which stays: change it there to have {wanted}")
+        text = merge(existing, card(license))
         folder.mkdir(parents=True, exist_ok=True)
         readme.write_bytes(text.encode())
         if picture is None:

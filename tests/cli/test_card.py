@@ -79,7 +79,7 @@ def test_it_goes_into_the_students_readme_and_nothing_else_is_touched(run, folde
     assert below(folder) == after
 
 
-def test_the_users_text_and_licence_stay(run, folder):
+def test_the_users_text_and_license_stay(run, folder):
     """What somebody has written beside the card, gone when the card is made again."""
     readme = folder / "student" / "README.md"
     readme.write_bytes(b"---\r\nlicense: cc-by-nc-sa-4.0\r\n---\r\n# Mine\r\n")
@@ -87,7 +87,7 @@ def test_the_users_text_and_licence_stay(run, folder):
     written = readme.read_bytes()
     assert b"\r\nlicense: cc-by-nc-sa-4.0\r\n" in written
     assert b"---\r\n# Mine\r\n\r\n" + BEGIN.encode() in written
-    assert b"## Licence\r\n\r\n`cc-by-nc-sa-4.0`." in written
+    assert b"## License\r\n\r\n`cc-by-nc-sa-4.0`." in written
 
 
 def test_the_repository_is_named_in_title_and_snippets(run, folder):
@@ -99,7 +99,7 @@ def test_the_repository_is_named_in_title_and_snippets(run, folder):
     assert "- name: tiny\n" in text
 
 
-def test_a_licence_that_forbids_is_a_warning(run, folder):
+def test_a_license_that_forbids_is_a_warning(run, folder):
     """A line in the card alone is read when the model is out."""
     (folder / "student" / "README.md").write_text("---\nlicense: mit\n---\n")
     code, _, error = run(folder)

@@ -176,7 +176,7 @@ def test_hashes_are_those_of_git_and_of_large_files(tmp_path):
 
 
 def test_what_was_our_own_entry_on_the_hub_gives_way(trained):
-    """Figures of an older student stayed in the model-index, and a licence that was set here never got there."""
+    """Figures of an older student stayed in the model-index, and a license that was set here never got there."""
     card = card_of_run(trained, repo_id="ada/digits").card
     there = merge(None, card)
     own = there.replace("---\n", "---\nlicense: mit\n", 1) + "\nMine.\n"

@@ -145,7 +145,7 @@ class TestAndBack:
         assert f"base_model: {NAME}" in hub.files("ada/second")["README.md"].decode()
         assert second.notes == ()
         (objection,) = second.license_warnings
-        assert objection.startswith(f"teacher `{NAME}`: its licence is not known")
+        assert objection.startswith(f"teacher `{NAME}`: its license is not known")
 
     def test_the_card_is_one_that_the_hub_accepts(self, hub, trained):
         """Metadata that are refused after everything was uploaded."""
@@ -233,7 +233,7 @@ class TestTheNameIsTaken:
 
     @pytest.mark.parametrize("there", [{}, {"README.md": b"---\nlicense: mit\n---\n"}, {"notes.txt": b"x"}])
     def test_a_repository_without_a_model_is_filled(self, hub, trained, there):
-        """One is made by hand first, on the Hub's page, to choose a licence."""
+        """One is made by hand first, on the Hub's page, to choose a license."""
         hub.write(NAME, there, author="ada")
         assert len(push(trained).files) == FILES
         assert len(pushes(hub)) == 1
@@ -333,7 +333,7 @@ class TestRefusals:
 
     def test_metadata_that_the_hub_refuses(self, hub, trained, command):
         """The user's own, from the README there: ours are tested elsewhere."""
-        hub.write(NAME, {"README.md": b"---\nlicense: no-such-licence\n---\nMine\n"}, author="ada")
+        hub.write(NAME, {"README.md": b"---\nlicense: no-such-license\n---\nMine\n"}, author="ada")
         code, _, err = command("push", trained, "--repo-id", NAME)
         assert code == 2
         assert err.startswith(f"error: the Hub did not take the commit to {NAME}: Invalid metadata in README.md")

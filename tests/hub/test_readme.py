@@ -171,7 +171,7 @@ class TestText:
 
 class TestMetadata:
     def test_what_the_user_wrote_wins(self):
-        """A licence that a push changes."""
+        """A license that a push changes."""
         found = metadata(merge(USERS, card()))
         assert found["license"] == "mit"
         assert found["tags"] == ["mine", "distillation", "knowledge-distillation"]
@@ -192,7 +192,7 @@ class TestMetadata:
         assert [metric["value"] for result in model["results"] for metric in result["metrics"]] == [0.7]
 
     def test_a_value_that_the_user_set_before_us_is_never_ours(self):
-        """The user's licence, which happened to be ours, changed when ours did."""
+        """The user's license, which happened to be ours, changed when ours did."""
         first = merge("---\nlicense: apache-2.0\n---\n", card())
         assert metadata(merge(first, card(license="mit")))["license"] == "apache-2.0"
 
@@ -204,7 +204,7 @@ class TestMetadata:
             changed = merge(changed, card(license="mit"))
         assert metadata(changed)["license"] == "gpl-3.0"
 
-    def test_the_name_of_a_licence_is_not_put_beside_another_licence(self):
+    def test_the_name_of_a_license_is_not_put_beside_another_license(self):
         """`license: mit` with the name and link of somebody's own terms."""
         own = {"license": "other", "license_name": "their-terms", "license_link": "https://x.example/terms"}
         assert metadata(merge(None, card(**own)))["license_name"] == "their-terms"
@@ -251,7 +251,7 @@ class TestMetadata:
         assert line.count("-->") == 1
         assert merge(readme, card(tags=["-->", "--"])) == readme
 
-    def test_the_licence_is_the_users_only_if_they_set_it(self):
+    def test_the_license_is_the_users_only_if_they_set_it(self):
         """Our own guess, taken at the next push for what the user has said."""
         assert users_license(None) is None
         assert users_license(merge(None, card())) is None

@@ -123,7 +123,7 @@ class TestAndBack:
         assert f"- {NAME}\n" in pushed["README.md"].decode()
 
     def test_the_teacher_on_the_hub_is_the_base_of_student(self, hub, here):
-        """A student whose page does not say whom it learnt from, and what that one's licence asks."""
+        """A student whose page does not say whom it learnt from, and what that one's license asks."""
         teacher = tiny.bert(1, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1})
         teacher.save_pretrained("ready")
         tiny.tokenizer().save_pretrained("ready")
@@ -353,7 +353,7 @@ class TestAgain:
         assert total == [f"{sum(sent.values()):,}", "bytes", "in", str(len(sent)), "files", "would", "go", "to", NAME]
 
     def test_a_data_set_with_a_card_alone_is_filled(self, hub, here):
-        """One is made by hand first, to choose a licence."""
+        """One is made by hand first, to choose a license."""
         hub.write(NAME, {"README.md": b"---\nlicense: mit\n---\n"}, kind="datasets")
         share()
         assert "license: mit" in files(hub)["README.md"].decode()

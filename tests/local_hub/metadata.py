@@ -61,7 +61,7 @@ def _other(value: Any, known: list[str]) -> bool:
 
 
 def _errors(data: dict[str, Any]) -> Iterator[str]:
-    if any(_other(licence, LICENCES.split()) for licence in _as_list(data.get("license"))):
+    if any(_other(license, LICENCES.split()) for license in _as_list(data.get("license"))):
         yield f'"license" must be one of [{", ".join(LICENCES.split())}, array]'
     for key in ("tags", "datasets", "metrics", "language", "base_model"):
         values = _as_list(data.get(key))

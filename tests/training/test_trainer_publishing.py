@@ -509,7 +509,7 @@ class TestReadme:
         assert own_part(remote(hub)).strip() == OWN_TEXT.strip()
         assert local() == remote(hub)
         assert ModelCard(remote(hub)).data.license == "apache-2.0"
-        assert "`apache-2.0`." in remote(hub)  # what the card says of the licence is about the user's
+        assert "`apache-2.0`." in remote(hub)  # what the card says of the license is about the user's
 
     def test_text_of_the_hub_stays_and_text_of_this_side_is_added(self, hub):
         """Two people's work, of which one is lost."""
@@ -692,7 +692,7 @@ class TestCard:
         assert "[a/start](https://huggingface.co/a/start)" in card.text
 
     def test_what_was_said_once_holds(self, hub):
-        """A licence that is lost because the next push does not say it again."""
+        """A license that is lost because the next push does not say it again."""
         trainer = made(push_to_hub=True, max_steps=2)
         trainer.create_model_card(license="mit", language="en", model_name="Little one")
         trainer.train()
@@ -767,7 +767,7 @@ class TestCard:
         if teacher() is None:
             assert "trained with hf_distill on labels alone" in text
             assert "knowledge-distillation" not in local()
-            assert "teacher" not in text.split("## Licence")[0].replace("teacher_", "")
+            assert "teacher" not in text.split("## License")[0].replace("teacher_", "")
         else:
             assert words in text
 
@@ -826,8 +826,8 @@ class TestCard:
         assert "secret" not in readme
         assert str(tmp_path) not in readme
 
-    def test_a_licence_that_forbids_is_told_of(self, warned):
-        """A student of a teacher whose licence does not allow it, published without a word."""
+    def test_a_license_that_forbids_is_told_of(self, warned):
+        """A student of a teacher whose license does not allow it, published without a word."""
         tiny.bert(1).save_pretrained("teacher")
         Path("teacher/README.md").write_text("---\nlicense: cc-by-nd-4.0\n---\n")
         trainer = made(teacher="teacher")
@@ -836,8 +836,8 @@ class TestCard:
         assert "**Before you use or publish it**: teacher `teacher`: cc-by-nd-4.0 does not allow" in card.text
         assert len([line for line in warned() if "cc-by-nd-4.0" in line]) == 1
 
-    def test_a_licence_that_the_user_has_set_in_the_readme_stays(self, warned):
-        """A licence that changes because a script passes another."""
+    def test_a_license_that_the_user_has_set_in_the_readme_stays(self, warned):
+        """A license that changes because a script passes another."""
         write("---\nlicense: apache-2.0\n---\n")
         card = card_of(made(), license="mit")
         assert card.data.license == "apache-2.0"

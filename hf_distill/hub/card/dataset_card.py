@@ -38,7 +38,7 @@ says how they were made, and a student whose labels or inputs are others is refu
 ## Limits
 
 - They are of the rows named above, prepared in the same way, and of no others; others are refused, with their number.
-- They hold the teacher's mistakes. Its licence ({licence}) may bind what is made with them.
+- They hold the teacher's mistakes. Its license ({license}) may bind what is made with them.
 - Whoever has a row can tell by its digest whether the teacher was asked about it."""
 
 
@@ -55,7 +55,7 @@ def target_card(
         size_categories=[next((name for limit, name in _SIZES if num_rows < limit), "n>1M")],
         viewer=False,  # key.json and teacher.json are no rows
     )
-    licences = dict.fromkeys(str(each["license_name"] or each["license"] or "not known") for each in teachers)
+    licenses = dict.fromkeys(str(each["license_name"] or each["license"] or "not known") for each in teachers)
     text = _TEXT.format(
         title=repo_id.split("/")[-1],
         rows=f"{num_rows:,}",
@@ -64,7 +64,7 @@ def target_card(
         facts=table(_facts(key, facts, num_rows, num_bytes)),
         recipe=_recipe(facts, repo_id),
         python=_python(key, facts, repo_id),
-        licence=", ".join(licences),
+        license=", ".join(licenses),
     )
     return DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
 
@@ -77,7 +77,7 @@ def _facts(
         name = "teacher" if len(facts["teachers"]) == 1 else f"teacher {place}"
         commit = f", commit {teacher['revision'][:12]}" if teacher["revision"] else ""
         count = f", {teacher['num_parameters']:,} parameters" if teacher["num_parameters"] else ""
-        yield name, f"{_linked(teacher)}{commit}{count}, licence {teacher['license'] or 'not known'}"
+        yield name, f"{_linked(teacher)}{commit}{count}, license {teacher['license'] or 'not known'}"
     names = ("train_split", "eval_split", "test_split")
     splits = [split_words(data[name], data.get("train_split") or "train") for name in names if data.get(name)]
     commit = f", commit {data['revision'][:12]}" if data.get("revision") else ""

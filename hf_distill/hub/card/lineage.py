@@ -1,4 +1,4 @@
-"""Where the models and the data of a run come from: Hub ids, commits and licences, and never a local path."""
+"""Where the models and the data of a run come from: Hub ids, commits and licenses, and never a local path."""
 
 import re
 from pathlib import Path
@@ -21,9 +21,9 @@ def model_origin(source: str | None, revision: str | None = None) -> dict[str, A
     if source is None:
         return dict(NOWHERE)
     if is_local(source):
-        return {**NOWHERE, **_licence(_text(Path(source).expanduser() / "README.md"))}
+        return {**NOWHERE, **_license(_text(Path(source).expanduser() / "README.md"))}
     commit = _commit(source, revision or "main")
-    return {"model": source, "revision": commit, **_licence(_hub_card(source, commit or revision or "main"))}
+    return {"model": source, "revision": commit, **_license(_hub_card(source, commit or revision or "main"))}
 
 
 def data_origin(dataset: str | None, revision: str | None, rows: datasets.DatasetDict) -> dict[str, Any]:
@@ -57,11 +57,11 @@ def _hub_card(model: str, revision: str) -> str:
     if constants.HF_HUB_OFFLINE or cached is not None:  # not None: the Hub has said that there is no such file
         return ""
     try:
-        # Once and not for long: no licence is worth the client's half a minute of retries.
+        # Once and not for long: no license is worth the client's half a minute of retries.
         url = hf_hub_url(model, "README.md", revision=revision)
         answer = get_session().get(url, headers=build_hf_headers(), timeout=5, follow_redirects=True)
         return str(answer.text) if answer.status_code == 200 else ""
-    except Exception:  # no network, a proxy's certificate, an answer that is cut off: the licence is not known
+    except Exception:  # no network, a proxy's certificate, an answer that is cut off: the license is not known
         return ""
 
 
@@ -72,19 +72,19 @@ def _text(card: Path) -> str:
         return ""
 
 
-def _licence(card: str) -> dict[str, Any]:
+def _license(card: str) -> dict[str, Any]:
     """Return what a model card states in its metadata."""
     front = REGEX_YAML_BLOCK.search(card)
     try:
         stated = {} if front is None else vars(RepoCard(front.group()).data)
     except Exception:  # no YAML, no mapping: nothing is stated
         stated = {}
-    licence = stated.get("license")
-    if isinstance(licence, list) and len(licence) == 1:
-        licence = licence[0]
-    if not isinstance(licence, str) or not _LICENCE.fullmatch(licence):
+    license = stated.get("license")
+    if isinstance(license, list) and len(license) == 1:
+        license = license[0]
+    if not isinstance(license, str) or not _LICENCE.fullmatch(license):
         return {"license": None}
-    found = {"license": licence.lower()}
+    found = {"license": license.lower()}
     if found["license"] == "other":
         name, link = stated.get("license_name"), stated.get("license_link")
         found |= {"license_name": name} if isinstance(name, str) and _LICENCE.fullmatch(name) else {}

@@ -8,15 +8,15 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_distill.evaluation.results import Results
 from hf_distill.evaluation.tables import markdown_table, results_table, summary
-from hf_distill.hub.card.licenses import objections, student_licence
+from hf_distill.hub.card.licenses import objections, student_license
 from hf_distill.hub.card.limits import limits
 from hf_distill.hub.card.origins import Ancestry, inferred_lineage, lineage_table
 from hf_distill.hub.card.parts import (
     TEMPLATE,
     base_model_fields,
     code_of_others,
-    licence_fields,
-    licence_words,
+    license_fields,
+    license_words,
     objective,
     settings,
     split_words,
@@ -44,10 +44,10 @@ def model_card(
     shared = portable(recipe, lineage)
     data, training = shared["data"], shared["training"]
     name = repo_id or f"your-name/{results.recipe.split('/')[-1]}"
-    licence = student_licence(recipe, lineage, license)
+    license = student_license(recipe, lineage, license)
     source = ancestry.dataset or data["dataset"] or data["path"]
     card_data = ModelCardData(
-        **licence_fields(licence),
+        **license_fields(license),
         library_name="peft" if ancestry.is_adapter else "transformers",
         pipeline_tag=results.task,
         datasets=[
@@ -82,7 +82,7 @@ def model_card(
         code_of_others=code_of_others(shared),
         command=command,
         shortened=ancestry.has_local or recipe["data"]["path"] is not None,
-        licence=licence_words(licence, objections(recipe, lineage, licence.get("license"))),
+        license=license_words(license, objections(recipe, lineage, license.get("license"))),
         limits="\n".join(f"- {line}" for line in limits(shared, results)),
     )
 

@@ -77,7 +77,7 @@ class Ancestry:
 def inferred_lineage(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a recipe alone tells of the lineage, for results that have none.
 
-    What is on the Hub is told from what is local by the names; commits and licences are not known.
+    What is on the Hub is told from what is local by the names; commits and licenses are not known.
     """
 
     def origin(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,10 +105,10 @@ def inferred_lineage(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lineage_table(ancestry: Ancestry, results: Results | None = None) -> str:
-    """Return the table of what the student comes from: model or data, commit, licence, seed, score."""
+    """Return the table of what the student comes from: model or data, commit, license, seed, score."""
     metric = None if results is None else next(iter(results.student.metrics))
     scores = {} if results is None else _scores(ancestry, results)
-    lines = ["| | what | commit | licence | seed |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| | what | commit | license | seed |", "| --- | --- | --- | --- | --- |"]
     if metric is not None:
         lines = [lines[0] + f" {metric} |", lines[1] + " ---: |"]
     count = len(ancestry.teachers)
@@ -178,9 +178,9 @@ def _linked(section: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
 def _line(role: str, what: str, origin: Mapping[str, Any], result: ModelResult | None, metric: str | None) -> str:
     score = "-" if result is None or metric not in result.metrics else f"{result.metrics[metric]:.4f}"
     seed = "-" if origin.get("seed") is None else str(origin["seed"])
-    licence = origin.get("license_name") or origin.get("license") or "-"
+    license = origin.get("license_name") or origin.get("license") or "-"
     scores = [] if metric is None else [score]
-    cells = [role, what, _commit(origin["model"], origin["revision"]), licence, seed, *scores]
+    cells = [role, what, _commit(origin["model"], origin["revision"]), license, seed, *scores]
     return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
 

@@ -18,9 +18,9 @@ _SOFT_LOSSES = {
 # ---- Metadata ----
 
 
-def licence_fields(licence: Mapping[str, str]) -> dict[str, Any]:
-    """Return the metadata about a licence; see `licences.student_licence`."""
-    return {name: licence.get(name) for name in ("license", "license_name", "license_link")}
+def license_fields(license: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metadata about a license; see `licenses.student_license`."""
+    return {name: license.get(name) for name in ("license", "license_name", "license_link")}
 
 
 def base_model_fields(ancestry: Ancestry) -> dict[str, Any]:
@@ -68,9 +68,9 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *lines])
 
 
-def licence_words(licence: Mapping[str, str], lines: Sequence[str]) -> str:
-    """Say which licence it is, and what those of the teachers say to it (see `licences.objections`)."""
-    own = licence.get("license_name") or licence.get("license")
+def license_words(license: Mapping[str, str], lines: Sequence[str]) -> str:
+    """Say which license it is, and what those of the teachers say to it (see `licenses.objections`)."""
+    own = license.get("license_name") or license.get("license")
     text = f"`{own}`." if own else "None is stated: whoever publishes it sets `license` at the head of README.md."
     return "\n".join([text, *(f"\n> **Before you use or publish it**: {line}." for line in lines)])
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_distill.hub.card.licenses import objections, student_licence
+from hf_distill.hub.card.licenses import objections, student_license
 from hf_distill.hub.card.limits import limits_of_training
 from hf_distill.hub.card.origins import Ancestry, lineage_table
 from hf_distill.hub.card.parts import (
     TEMPLATE,
     base_model_fields,
-    licence_fields,
-    licence_words,
+    license_fields,
+    license_words,
     objective,
     settings,
     table,
@@ -112,13 +112,13 @@ def trainer_card(
     """Fill in the card of a student; what is not known is left out."""
     ancestry = Ancestry(training.recipe, training.lineage)
     shared = portable(training.recipe, training.lineage)
-    licence = student_licence(training.recipe, training.lineage, license or stated.license)
+    license = student_license(training.recipe, training.lineage, license or stated.license)
     title = _public(stated.model_name)
     tasks = _listed(stated.tasks) or _listed(training.task)
     data_sets = _data_sets(training, stated)
     tags = [*(_OF_A_TEACHER if training.recipe["teacher"] else ()), _OF_A_TRAINER, *_listed(stated.tags)]
     card_data = ModelCardData(
-        **licence_fields(licence),
+        **license_fields(license),
         language=_listed(stated.language) or None,
         library_name="peft" if ancestry.is_adapter else "transformers",
         pipeline_tag=next(iter(tasks), None),
@@ -144,15 +144,15 @@ def trainer_card(
         usage=None if training.task is None else usage(shared, _Usable(training), repo_id or f"your-name/{title}"),
         lineage=lineage_table(ancestry),
         making=table(_making(training, shared, data_sets)),
-        licence=licence_words(licence, objections(training.recipe, training.lineage, licence.get("license"))),
+        license=license_words(license, objections(training.recipe, training.lineage, license.get("license"))),
         limits="\n".join(f"- {line}" for line in _limits(training)),
     )
 
 
-def licence_lines(training: Training, stated: Stated) -> list[str]:
-    """Return what the teachers' licences say to the student's, a line each; see `licences.objections`."""
-    licence = student_licence(training.recipe, training.lineage, stated.license).get("license")
-    return objections(training.recipe, training.lineage, licence)
+def license_lines(training: Training, stated: Stated) -> list[str]:
+    """Return what the teachers' licenses say to the student's, a line each; see `licenses.objections`."""
+    license = student_license(training.recipe, training.lineage, stated.license).get("license")
+    return objections(training.recipe, training.lineage, license)
 
 
 class _Usable:

@@ -1,8 +1,8 @@
-"""What teachers' licences say to a student's."""
+"""What teachers' licenses say to a student's."""
 
 import pytest
 
-from hf_distill.hub.card.licenses import objection, objections, student_licence
+from hf_distill.hub.card.licenses import objection, objections, student_license
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from hf_distill.hub.card.licenses import objection, objections, student_licence
         ("cc-by-nc-sa-4.0", "cc-by-nc-sa-4.0"),
     ],
 )
-def test_a_licence_that_allows_it_says_nothing(teacher, student):
+def test_a_license_that_allows_it_says_nothing(teacher, student):
     """Warnings on every card, which nobody reads any more."""
     assert objection(teacher, student) is None
 
@@ -30,17 +30,17 @@ def test_a_licence_that_allows_it_says_nothing(teacher, student):
     [
         ("cc-by-nd-4.0", "cc-by-nd-4.0", "cc-by-nd-4.0 does not allow adapted material to be shared"),
         ("cc-by-nc-nd-3.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-3.0 does not allow adapted material to be shared"),
-        ("cc-by-nc-4.0", "apache-2.0", "does not allow commercial use, and the student's licence (apache-2.0)"),
-        ("cc-by-nc-4.0", None, "does not allow commercial use, and the student's licence (no licence yet)"),
-        ("cc-by-nc-sa-4.0", "cc-by-nc-4.0", "is shared under the same licence, and the student has cc-by-nc-4.0"),
+        ("cc-by-nc-4.0", "apache-2.0", "does not allow commercial use, and the student's license (apache-2.0)"),
+        ("cc-by-nc-4.0", None, "does not allow commercial use, and the student's license (no license yet)"),
+        ("cc-by-nc-sa-4.0", "cc-by-nc-4.0", "is shared under the same license, and the student has cc-by-nc-4.0"),
         (
             "gpl-3.0",
             "mit",
-            "gpl-3.0 asks that what is derived is shared under the same licence, and the student has mit",
+            "gpl-3.0 asks that what is derived is shared under the same license, and the student has mit",
         ),
-        ("agpl-3.0", "gpl-3.0", "shared under the same licence"),
-        ("lgpl-2.1", None, "the student has no licence yet"),
-        ("cc-by-sa-4.0", "cc-by-4.0", "shared under the same licence"),
+        ("agpl-3.0", "gpl-3.0", "shared under the same license"),
+        ("lgpl-2.1", None, "the student has no license yet"),
+        ("cc-by-sa-4.0", "cc-by-4.0", "shared under the same license"),
         ("llama3.1", "llama3.1", "(llama3.1) has terms of its own"),
         ("llama2", "mit", "(llama2) has terms of its own"),
         ("gemma", "mit", "(gemma) has terms of its own"),
@@ -48,12 +48,12 @@ def test_a_licence_that_allows_it_says_nothing(teacher, student):
         ("openrail++", "mit", "(openrail++) has terms of its own"),
         ("creativeml-openrail-m", "mit", "terms of its own"),
         ("other", "mit", "(other) has terms of its own"),
-        ("unknown", "mit", "its licence is not known"),
-        (None, "mit", "its licence is not known"),
-        ("a-licence-of-tomorrow", "mit", "terms of its own"),
+        ("unknown", "mit", "its license is not known"),
+        (None, "mit", "its license is not known"),
+        ("a-license-of-tomorrow", "mit", "terms of its own"),
     ],
 )
-def test_a_licence_that_forbids_or_binds_is_told(teacher, student, words):
+def test_a_license_that_forbids_or_binds_is_told(teacher, student, words):
     """A model published against its teacher's terms, without a word."""
     line = objection(teacher, student)
     assert line is not None
@@ -79,18 +79,18 @@ NEW, READY = {"config": {"model_type": "bert"}}, {"model": "a/b"}
         (NEW, origin(), [origin()], None),
     ],
 )
-def test_the_students_licence_is_that_of_its_weights_else_of_its_teacher(student, own, teachers, expected):
-    """Weights under an unknown licence published under the teacher's."""
+def test_the_students_license_is_that_of_its_weights_else_of_its_teacher(student, own, teachers, expected):
+    """Weights under an unknown license published under the teacher's."""
     recipe = {"student": student, "teacher": READY}
     lineage = {"student": own, "teachers": teachers}
-    assert student_licence(recipe, lineage).get("license") == expected
-    assert student_licence(recipe, lineage, "bsd") == {"license": "bsd"}
+    assert student_license(recipe, lineage).get("license") == expected
+    assert student_license(recipe, lineage, "bsd") == {"license": "bsd"}
 
 
-def test_a_licence_of_its_own_keeps_its_name():
+def test_a_license_of_its_own_keeps_its_name():
     """`license: other`, and nobody knows which."""
     own = origin("a/b", "other", license_name="terms", license_link="https://x.example")
-    assert student_licence({"student": READY, "teacher": READY}, {"student": own, "teachers": []}) == {
+    assert student_license({"student": READY, "teacher": READY}, {"student": own, "teachers": []}) == {
         "license": "other",
         "license_name": "terms",
         "license_link": "https://x.example",
@@ -111,5 +111,5 @@ def test_each_model_is_objected_to_once_and_new_ones_never():
     }
     first, second = objections(recipe, lineage, "mit")
     assert first.startswith("teacher `a/t`: cc-by-nc-4.0")
-    assert second.startswith("teacher `local`: its licence is not known")
+    assert second.startswith("teacher `local`: its license is not known")
     assert objections(recipe, {}, "mit") == []

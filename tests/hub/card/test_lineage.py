@@ -1,4 +1,4 @@
-"""Where models and data come from: ids, commits and licences, from the Hub or its cache, and never a path."""
+"""Where models and data come from: ids, commits and licenses, from the Hub or its cache, and never a path."""
 
 import json
 import socket
@@ -77,7 +77,7 @@ class TestOffline:
         assert model_origin("a/b") == {"model": "a/b", "revision": None, "license": None}
 
     @pytest.mark.parametrize(
-        ("text", "licence"),
+        ("text", "license"),
         [
             (b"---\nlicense: [apache-2.0]\n---\n", "apache-2.0"),
             (b"---\nlicense: [mit, gpl-3.0]\n---\n", None),
@@ -90,11 +90,11 @@ class TestOffline:
             (b"", None),
         ],
     )
-    def test_a_licence_that_is_not_stated_clearly_is_unknown(self, cache, text, licence):
-        """A run of hours that ends in an error over a README, or a licence that was guessed."""
+    def test_a_license_that_is_not_stated_clearly_is_unknown(self, cache, text, license):
+        """A run of hours that ends in an error over a README, or a license that was guessed."""
         cache("config.json", b"{}")
         cache("README.md", text)
-        assert model_origin("a/b")["license"] == licence
+        assert model_origin("a/b")["license"] == license
 
     def test_terms_of_its_own_keep_their_name_and_link(self, cache):
         """`license: other`, with nothing to tell which; a link that leads to a file of the student's repository."""
@@ -110,7 +110,7 @@ class TestOffline:
         cache("README.md", card(license="other", license_name="own", license_link="LICENSE"))
         assert "license_link" not in model_origin("a/b")
 
-    def test_a_local_folder_has_a_licence_and_no_name(self):
+    def test_a_local_folder_has_a_license_and_no_name(self):
         """A path in results.json, which is published."""
         Path("mine").mkdir()
         Path("mine/README.md").write_bytes(card(license="gpl-3.0"))
@@ -133,8 +133,8 @@ class TestOffline:
 
 
 class TestOnline:
-    def test_a_models_commit_and_licence_are_found(self, hub: LocalHub):
-        """Nobody downloads a README to load a model, so the cache alone never knew a licence."""
+    def test_a_models_commit_and_license_are_found(self, hub: LocalHub):
+        """Nobody downloads a README to load a model, so the cache alone never knew a license."""
         save_model("model")
         first = hub.write("ada/model", {**files_of("model"), "README.md": card(license="mit")})
         second = hub.write("ada/model", {"README.md": card(license="apache-2.0")})
@@ -145,7 +145,7 @@ class TestOnline:
         assert model_origin("ada/model", first.oid) == found
 
     @pytest.mark.parametrize("fault", [None, 403, 500, "drop"])
-    def test_a_card_that_cannot_be_had_costs_nothing_but_the_licence(self, hub: LocalHub, fault):
+    def test_a_card_that_cannot_be_had_costs_nothing_but_the_license(self, hub: LocalHub, fault):
         """A run that fails over a README, or a model without one."""
         save_model("model")
         readme = {} if fault is None else {"README.md": card(license="mit")}

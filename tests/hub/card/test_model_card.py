@@ -308,7 +308,7 @@ class TestGolden:
         assert loaded["pipeline_tag"] == recipe.task
 
     def test_a_hub_accepts_every_card(self, hub):
-        """A base model, a licence or an index that the Hub refuses when everything else is uploaded."""
+        """A base model, a license or an index that the Hub refuses when everything else is uploaded."""
         texts = [card_text(name) for name in SCENARIOS] + [path.read_text() for path in CARDS]
         for text in texts:
             ModelCard(text).validate()
@@ -359,18 +359,18 @@ class TestFacts:
         assert adapter.data["base_model_relation"] == "adapter"
         assert adapter.data.library_name == "peft"
 
-    def test_a_licence_that_forbids_is_told_where_the_licence_stands(self):
+    def test_a_license_that_forbids_is_told_where_the_license_stands(self):
         """A student under MIT of a teacher that forbids commercial use, and not a word of it."""
         made = card_of(*scenario("ensemble"))
         assert made.card.data.license == "mit"
         assert len(made.objections) == 2
-        section = made.card.text.split("## Licence")[1].split("## Limits")[0]
+        section = made.card.text.split("## License")[1].split("## Limits")[0]
         for line in made.objections:
             assert line in section
         assert "cc-by-nc-4.0 does not allow commercial use" in section
 
-    def test_the_publisher_may_name_the_licence(self):
-        """A licence that the card overrules."""
+    def test_the_publisher_may_name_the_license(self):
+        """A license that the card overrules."""
         recipe, found = scenario("single_teacher")
         assert card_of(recipe, found, license="gpl-3.0").card.data.license == "gpl-3.0"
 
