@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
-class _Parting(ModuleType):
+class _FormerHome(ModuleType):
     """The former home of `shutdown_processes`, until the next release."""
 
     def __getattr__(self, name: str) -> Any:
@@ -61,4 +61,4 @@ class _Parting(ModuleType):
         return __getattr__("shutdown_processes")
 
 
-sys.modules[f"{__name__}.parting"] = _Parting(f"{__name__}.parting")
+sys.modules[f"{__name__}.parting"] = _FormerHome(f"{__name__}.parting")

@@ -151,11 +151,11 @@ def cache(
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Have the teacher answer for all rows, once, and keep its soft targets; no student is trained.
+    """Compute and cache the teacher's soft targets for all rows. Trains no student.
 
     A teacher that the recipe trains is trained first. `train` of the same recipe, with
-    training.precompute_teacher_logits=true, finds all of it and asks about no row again. The same command goes on where
-    it was stopped. Others learn from what is shared by `teacher: {logits: REPO_ID}`.
+    training.precompute_teacher_logits=true, finds them all. The same command goes on where it was stopped. Others learn
+    from what is shared by `teacher: {logits: REPO_ID}`.
     """
     if push is None and (private or revision is not None or create_pr or overwrite or dry_run):
         raise ValueError("--private, --revision, --create-pr, --overwrite and --dry-run belong to --push REPO_ID")
@@ -179,11 +179,13 @@ def cache(
         return
     size = f"{cached.num_bytes / 2**20:.2f} MiB, {cached.num_bytes / cached.num_rows:.0f} bytes a row"
     typer.echo(f"Soft targets of {cached.num_rows:,} rows are in {cached.folder}: {size}.")
-    asked = f"{cached.num_asked:,} rows" if cached.num_asked else "no row, all were there"
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in cached.metrics.items())
-    typer.echo(f"The teacher ({metrics}) was asked about {asked} ({cached.seconds:.1f} s).")
+    computed, before = cached.num_computed, cached.num_rows - cached.num_computed
+    typer.echo(
+        f"Teacher {metrics}. Soft targets: {computed:,} computed, {before:,} already cached ({cached.seconds:.1f} s)."
+    )
     if to is None:
-        _warn_of([] if cached.objection is None else [cached.objection])
+        _warn_of([] if cached.warning is None else [cached.warning])
     elif dry_run:
         _print_outgoing(preview_soft_targets(cached, to), to.repo_id)
     else:
@@ -230,7 +232,7 @@ def card(
     else:
         made = export_card(run, output, repo_id=repo_id)
     typer.echo(f"{output}")
-    _warn_of(made.objections)
+    _warn_of(made.license_warnings)
 
 
 def _verify_card(repo_id: str, revision: str | None) -> None:

@@ -31,7 +31,7 @@ _NUM_PROBES = 32
 _FLOATS = {2: (b"e", np.float16), 4: (b"f", np.float32), 8: (b"d", np.float64), 16: (b"d", np.float64)}
 
 
-class Identified(NamedTuple):
+class RowHashes(NamedTuple):
     """Rows by what is in them.
 
     Attributes:
@@ -43,7 +43,7 @@ class Identified(NamedTuple):
     sizes: np.ndarray
 
 
-def identify(dataset: Any, columns: Collection[str] | None, *, num_workers: int = 0) -> Identified:
+def hash_rows(dataset: Any, columns: Collection[str] | None, *, num_workers: int = 0) -> RowHashes:
     """Digest the rows of a data set as they are now.
 
     A `datasets.Dataset` is read in Arrow's memory, without making Python objects of it, images as their file's bytes.
@@ -52,28 +52,28 @@ def identify(dataset: Any, columns: Collection[str] | None, *, num_workers: int 
     Raises:
         ValueError: the data set is a stream, its rows have none of the columns, or hold what cannot be digested.
     """
-    refuse_stream(dataset)
+    check_map_style(dataset)
     if hasattr(dataset, "row_digests"):
         digests = dataset.row_digests(columns)
-        return Identified(digests, np.zeros(len(digests), np.int64))
+        return RowHashes(digests, np.zeros(len(digests), np.int64))
     if is_arrow(dataset):
         names = _chosen(_arrow_columns(dataset), columns)
         found = [_digests_of_table(table, names) for table in _tables(dataset, names)]
     else:
-        items = DataLoader(dataset, batch_size=_FEW_ROWS, num_workers=num_workers, collate_fn=ItemDigests(columns))
+        items = DataLoader(dataset, batch_size=_FEW_ROWS, num_workers=num_workers, collate_fn=ItemHashes(columns))
         found = list(items)
     if not found:
-        return Identified(np.zeros((0, DIGEST_SIZE), np.uint8), np.zeros(0, np.int64))
-    return Identified(np.concatenate([each.digests for each in found]), np.concatenate([each.sizes for each in found]))
+        return RowHashes(np.zeros((0, DIGEST_SIZE), np.uint8), np.zeros(0, np.int64))
+    return RowHashes(np.concatenate([each.digests for each in found]), np.concatenate([each.sizes for each in found]))
 
 
-class ItemDigests:
+class ItemHashes:
     """Digest rows that are mappings; it can be pickled, to work as the collator of a data loader."""
 
     def __init__(self, columns: Collection[str] | None) -> None:
         self.columns = columns
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Identified:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> RowHashes:
         """Digest a batch of rows."""
         digests, sizes = [], []
         for row in rows:
@@ -82,10 +82,10 @@ class ItemDigests:
             names = _chosen(list(row), self.columns)
             digests.append(_digest(b"".join(_encoded(name) + _encoded(row[name], name) for name in names)))
             sizes.append(sum(_size(row[name]) for name in names))
-        return Identified(_as_array(digests), np.array(sizes, np.int64))
+        return RowHashes(_as_array(digests), np.array(sizes, np.int64))
 
 
-def how_rows_change(dataset: Any, columns: Collection[str] | None) -> Change:
+def augmentation_kind(dataset: Any, columns: Collection[str] | None) -> Change:
     """Find out whether a data set gives other rows each time that it is read.
 
     A `datasets.Dataset` without a transform never does; one that has `is_augmented` says it; of others some rows are
@@ -96,7 +96,7 @@ def how_rows_change(dataset: Any, columns: Collection[str] | None) -> Change:
     if is_arrow(dataset) or not len(dataset):
         return "never"
     places = np.unique(np.linspace(0, len(dataset) - 1, _NUM_PROBES).astype(int)).tolist()
-    read = ItemDigests(columns)
+    read = ItemHashes(columns)
 
     def now() -> bytes:
         return read([dataset[place] for place in places]).digests.tobytes()
@@ -115,7 +115,7 @@ def how_rows_change(dataset: Any, columns: Collection[str] | None) -> Change:
     return "never" if third == first else "each epoch"
 
 
-def refuse_stream(dataset: Any) -> None:
+def check_map_style(dataset: Any) -> None:
     """Raise ValueError if there is no way to a single row of the data."""
     if isinstance(dataset, IterableDataset | datasets.IterableDataset) or not has_length(dataset):
         raise ValueError(
@@ -293,7 +293,7 @@ def _tables(dataset: datasets.Dataset, names: Sequence[str]) -> Iterator[pa.Tabl
     yield from rows.iter(max(1, min(fitting, _FEW_ROWS if are_files else _ROWS_AT_ONCE)))
 
 
-def _digests_of_table(table: pa.Table, names: Sequence[str]) -> Identified:
+def _digests_of_table(table: pa.Table, names: Sequence[str]) -> RowHashes:
     sizes = np.zeros(len(table), np.int64)
     encoded = []
     for name in names:
@@ -304,7 +304,7 @@ def _digests_of_table(table: pa.Table, names: Sequence[str]) -> Identified:
         encoded.append((_encoded(name), parts))
         sizes += lengths
     pieces = [piece for name, parts in encoded for piece in ([name] * len(table), parts)]
-    return Identified(_as_array([_digest(b"".join(row)) for row in zip(*pieces, strict=True)]), sizes)
+    return RowHashes(_as_array([_digest(b"".join(row)) for row in zip(*pieces, strict=True)]), sizes)
 
 
 def _encoded_column(column: Any, name: str) -> tuple[list[bytes], np.ndarray]:

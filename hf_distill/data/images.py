@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 from transformers.utils import logging
 
-from hf_distill.data.fingerprints import LABEL_COLUMNS, digests_with, file_bytes, identify, processor_settings
+from hf_distill.data.fingerprints import LABEL_COLUMNS, digests_with, file_bytes, hash_rows, processor_settings
 from hf_distill.models.pixels import WHITE, image_array, is_plain, kind_of, plain_image
 
 TEACHER_PIXELS = "teacher_pixel_values"
@@ -110,7 +110,7 @@ class ImageRows(Dataset):
         return rows
 
     def _row_contents(self, kept: list[str]) -> Iterator[bytes]:
-        others = identify(self.rows, kept).digests if kept else None
+        others = hash_rows(self.rows, kept).digests if kept else None
         tables = self.rows.select_columns(self.image_column).with_format("arrow").iter(256)
         for row, image in enumerate(image for table in tables for image in table[self.image_column].to_pylist()):
             place = row.to_bytes(8, "little") if self.is_augmented else b""

@@ -28,8 +28,8 @@ def index_labels(
     for role, dataset in indexed.items():
         if role != "train" and all(label == MISSING_LABEL for label in _flat(dataset["labels"])):
             raise ValueError(
-                f"data: no row of the {role} split has a label in column {column!r}, so there is nothing to judge the "
-                "models against: choose another split"
+                f"data: no row of the {role} split has a label in column {column!r}, so no model "
+                "can be evaluated on it: choose another split"
             )
     return indexed, names
 
@@ -57,9 +57,9 @@ def _classes(
         return given, {i: i for i in range(len(given))}
     values = _distinct(splits["train"], column)
     if kind == "text" and not given:
-        _refuse_mixed(values, column)
+        _check_one_kind(values, column)
     if kind == "numbers":
-        _refuse_minus_one(splits["train"], column)
+        _check_minus_one(splits["train"], column)
     names = given or tuple(str(int(value) if isinstance(value, float) else value) for value in values)
     return names, {value: i for i, value in enumerate(given or values)}
 
@@ -140,7 +140,7 @@ def _is_missing(value: Any) -> bool:
     return value is None or value == ""
 
 
-def _refuse_minus_one(dataset: Dataset, column: str) -> None:
+def _check_minus_one(dataset: Dataset, column: str) -> None:
     """Refuse a number that marks a missing label in some data sets, and is a class in others."""
     if any(value == -1 for value in _flat(dataset.with_format(None)[column])):
         raise ValueError(
@@ -150,7 +150,7 @@ def _refuse_minus_one(dataset: Dataset, column: str) -> None:
         )
 
 
-def _refuse_mixed(values: Sequence[str], column: str) -> None:
+def _check_one_kind(values: Sequence[str], column: str) -> None:
     numeric = [value for value in values if _is_whole_number(value)]
     if numeric and len(numeric) < len(values):
         text = [value for value in values if value not in numeric]

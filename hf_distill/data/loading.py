@@ -35,7 +35,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains and is judged on. Labels are class indices, -100 where missing.
+    """What a run is trained and evaluated on. Labels are class indices, -100 where missing.
 
     `test` is None if the data have no split of that role; results then come from `evaluation`. `warnings` say what
     makes these results mean less than they seem to.

@@ -110,7 +110,7 @@ def load_processor(source: str, *, revision: str | None = None, trust_remote_cod
     return None
 
 
-def refuse_mismatch(
+def check_same_inputs(
     teacher: nn.Module,
     student_processor: Any,
     source: str | None = None,
@@ -145,7 +145,7 @@ def refuse_mismatch(
         )
 
 
-def most_tokens(config: Any, tokenizer: Any) -> int | None:
+def max_tokens(config: Any, tokenizer: Any) -> int | None:
     """Return the most tokens, special ones included, that a text model takes."""
     limits = [getattr(tokenizer, "model_max_length", None), _num_positions(config)]
     # XLNet's config says -1 positions for no limit.

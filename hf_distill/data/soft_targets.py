@@ -1,4 +1,4 @@
-"""Rows and batches that bring soft targets with them which were made beforehand."""
+"""Rows and batches that bring their cached soft targets with them."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hf_distill.data.fingerprints import ItemDigests
+from hf_distill.data.fingerprints import ItemHashes
 from hf_distill.data.target_columns import first_token
 
 CACHED_LOGITS = "cached_teacher_logits"
@@ -26,7 +26,7 @@ class Source(Protocol):
         ...
 
 
-class RowTargets:
+class RowSoftTargets:
     """The soft targets of a data set's rows, in each of its views.
 
     A view is what the rows are in one epoch; where there are several, epoch `e` takes view `e % views`.
@@ -53,7 +53,7 @@ class RowTargets:
         self.positions = positions
         self.changes = changes
         self._digests = digests
-        self._digest_of = ItemDigests(columns)
+        self._digest_of = ItemHashes(columns)
         # Shared with worker processes, which live on from epoch to epoch where dataloader_persistent_workers is set.
         self._view = torch.zeros((), dtype=torch.long)
         self._view.share_memory_()  # type: ignore[no-untyped-call]
@@ -89,14 +89,14 @@ class RowTargets:
         return self.source.fetch(self.positions[view, np.asarray(indices, np.int64)])
 
 
-class WithSoftTargets(Dataset):
+class CachedDataset(Dataset):
     """A data set whose rows have an entry `cached_teacher_logits`.
 
     Raises:
         ValueError: there are more or fewer rows than soft targets.
     """
 
-    def __init__(self, rows: Any, targets: RowTargets) -> None:
+    def __init__(self, rows: Any, targets: RowSoftTargets) -> None:
         if len(rows) != targets.positions.shape[1]:
             raise ValueError(
                 f"the data have {len(rows)} rows, and had {targets.positions.shape[1]} when their soft targets were "
@@ -177,9 +177,9 @@ class SoftTargetCollator:
                 continue
             length = len(target[0])
             start = first_token(length, shape[1], None if attended is None else attended[number])
-            answered = np.logical_and.reduce([~np.isnan(values).any(-1) for values in target])
-            mask[number, start : start + length] = answered
+            has_targets = np.logical_and.reduce([~np.isnan(values).any(-1) for values in target])
+            mask[number, start : start + length] = has_targets
             for member, values in zip(members, target, strict=True):
-                member[number, start : start + length] = np.where(answered[:, None], values, 0)
+                member[number, start : start + length] = np.where(has_targets[:, None], values, 0)
         tensors: list[Tensor] = [torch.from_numpy(member) for member in members]
         return {CACHED_LOGITS: tensors, CACHED_MASK: torch.from_numpy(mask)}

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from hf_distill.data.fingerprints import DIGEST_SIZE, digests_with, identify
+from hf_distill.data.fingerprints import DIGEST_SIZE, digests_with, hash_rows
 from hf_distill.data.labels import MISSING_LABEL
 
 KEYS = {"train": "train_split", "evaluation": "eval_split", "test": "test_split"}
@@ -64,7 +64,7 @@ def check_splits(
         if role != "train" and len(present) == 1:
             raise ValueError(
                 f"data: all labels of {_named(role, specs)} are of one of the {len(label_names)} classes, "
-                f"{label_names[present.pop()]}: a model that always answers that would be perfect. "
+                f"{label_names[present.pop()]}: a model that always predicts that would be perfect. "
                 f"{_remedy(specs[role])}"
             )
     found = []
@@ -135,7 +135,7 @@ def _remedy(spec: str | float) -> str:
 
 def _contents(rows: Dataset, inputs: Sequence[str]) -> np.ndarray:
     """Return one value of 16 bytes for each row, equal for equal inputs."""
-    return _comparable(identify(rows, inputs).digests)
+    return _comparable(hash_rows(rows, inputs).digests)
 
 
 def _comparable(digests: np.ndarray) -> np.ndarray:

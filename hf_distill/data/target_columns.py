@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class SoftTargetColumns:
+class SoftTargetColumnCollator:
     """Collate rows that bring their soft targets with them.
 
     It can be pickled, so that worker processes may be spawned.

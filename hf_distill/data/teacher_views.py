@@ -22,7 +22,7 @@ _NO_LIMIT = 10**9  # a tokenizer that knows of no limit says that it is 10**30
 _KINDS_OF_COLUMN = {"text": "string", "words": "list-of-strings", "image": "image"}
 
 
-class TeacherViews:
+class TeacherInputCollator:
     """Collate rows for the student, and make of the same rows what each teacher with its own processor reads.
 
     It can be pickled, so that worker processes may be spawned.
@@ -55,7 +55,7 @@ class TeacherViews:
         if max_lengths and len(max_lengths) != len(processors):
             raise ValueError(f"max_lengths must have one entry for each of {len(processors)} processors: {max_lengths}")
         if kind != "image":
-            _refuse_unusable_tokenizers(processors, student_processor, kind)
+            _check_tokenizers(processors, student_processor, kind)
         self.collator = collator
         self.processors = tuple(processors)
         self.columns = tuple(columns)
@@ -241,7 +241,7 @@ def _is_value_of(value: Any, kind: Kind) -> bool:
     return isinstance(value, str)
 
 
-def _refuse_unusable_tokenizers(processors: Sequence[Any], student_processor: Any, kind: Kind) -> None:
+def _check_tokenizers(processors: Sequence[Any], student_processor: Any, kind: Kind) -> None:
     for tokenizer in processors:
         if tokenizer.pad_token is None:
             raise ValueError(

@@ -93,7 +93,7 @@ def agreement(student_logits: np.ndarray, teacher_logits: np.ndarray, labels: np
 
 
 def of_the_same(
-    logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray, answered: np.ndarray
+    logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray, teacher_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return what student and teacher say of the same rows, or words, `(count, num_labels)`.
 
@@ -101,13 +101,13 @@ def of_the_same(
     be cut off sooner for one of the two.
     """
     if logits.ndim == 2:
-        both = ~((answered == MISSING_LABEL) & (labels != MISSING_LABEL))
+        both = ~((teacher_labels == MISSING_LABEL) & (labels != MISSING_LABEL))
         return logits[both], teacher_logits[both]
     of_student, of_teacher = [], []
     for row in range(len(logits)):
         words, same_words = (
             logits[row][labels[row] != MISSING_LABEL],
-            teacher_logits[row][answered[row] != MISSING_LABEL],
+            teacher_logits[row][teacher_labels[row] != MISSING_LABEL],
         )
         count = min(len(words), len(same_words))
         of_student.append(words[:count])

@@ -177,13 +177,13 @@ def measure_quality(logits: Tensor, labels: Tensor, problem_type: ProblemType) -
     """
     if problem_type == "single_label_classification":
         present = label_mask(labels, problem_type) & ~logits.isnan().any(-1)
-        true, answers = labels[present].long(), logits[present]
+        true, predicted = labels[present].long(), logits[present]
         if len(true) == 0:
             return None
         _check_classes(true, logits.shape[-1])
-        value = float((answers.argmax(-1) == true).double().mean())
-        some = _some_rows(answers)
-        scores = answers[some].double().log_softmax(-1)
+        value = float((predicted.argmax(-1) == true).double().mean())
+        some = _some_rows(predicted)
+        scores = predicted[some].double().log_softmax(-1)
         targets = F.one_hot(true[some], logits.shape[-1]).double()
         return _quality("accuracy", value, len(true), scores, targets, torch.ones_like(scores, dtype=torch.bool))
     logits = logits.reshape(labels.shape)

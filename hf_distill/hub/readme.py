@@ -272,8 +272,8 @@ def _united_index(theirs: Any, new: Any, before: Mapping[str, Any]) -> tuple[Any
 def _digest(result: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
     """Return a short mark of one result, made from what the Hub's forms do not add to or rename."""
     data = result["dataset"]
-    facts = [result["task"].get("type"), *(data.get(key) for key in ("type", "config", "split", "revision"))]
-    text = json.dumps([*facts, metric.get("type"), metric.get("value")], default=str)
+    info = [result["task"].get("type"), *(data.get(key) for key in ("type", "config", "split", "revision"))]
+    text = json.dumps([*info, metric.get("type"), metric.get("value")], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""The models of a run: teachers and students as the recipe describes them, rehearsed before any is trained."""
+"""The models of a run: teachers and students as the recipe describes them, all built once before any is trained."""
 
 import copy
 from collections.abc import Sequence
@@ -36,17 +36,17 @@ class Member:
         model: None for a column of the data, and for soft targets that others have shared.
         source: the id or folder that it was loaded from.
         seconds: of its training, None if it came ready.
-        answers: the folder of what it has said beforehand, which teaches in its place.
+        cached_in: the folder of its cached soft targets, which teach in its place.
     """
 
     section: Section
     model: PreTrainedModel | None
     source: str | None
     seconds: float | None
-    answers: Path | None = None
+    cached_in: Path | None = None
 
 
-class Cast:
+class ModelBuilder:
     """Who plays in a run."""
 
     def __init__(self, recipe: Recipe, splits: Splits, shared: SharedTargets | None = None) -> None:
@@ -54,10 +54,10 @@ class Cast:
         self.splits = splits
         self._shared = shared
 
-    def rehearse(self) -> None:
+    def dry_build(self) -> None:
         """Build the models once, so that a mistake in one shows before another is trained and anything is written."""
         verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()  # what there is to say is said when they are built for good
+        transformers.logging.set_verbosity_error()  # what there is to warn of is told when they are built for good
         try:
             members = []
             for section in self.recipe.teachers:
@@ -150,7 +150,7 @@ class Cast:
         return student
 
     def _model_of(self, member: Member) -> PreTrainedModel:
-        """Return a teacher's model, loaded again if it was let go."""
+        """Return a teacher's model, loaded again if it was released."""
         if member.model is not None:
             return member.model
         section = member.section
@@ -178,10 +178,10 @@ class Cast:
             new_head=section.new_head,
         )
 
-    def at_work(self, members: Sequence[Member], args: DistillationConfig) -> Any:
+    def for_trainer(self, members: Sequence[Member], args: DistillationConfig) -> Any:
         """Return the teachers as the trainer takes them."""
-        if members[0].answers is not None:
-            args.precompute_teacher_logits, args.teacher_logits_dir = True, str(members[0].answers)
+        if members[0].cached_in is not None:
+            args.precompute_teacher_logits, args.teacher_logits_dir = True, str(members[0].cached_in)
             if self._shared is not None and args.teacher_logits_views is None and self.recipe.data.augment is not None:
                 args.teacher_logits_views = self._shared.views
             return None
@@ -190,9 +190,9 @@ class Cast:
         if args.teacher_quantization is not None and len(members) == 1:
             args.teacher_revision = members[0].section.revision
             args.teacher_trust_remote_code = self.recipe.trusts_code_of(members[0].section)
-        return [self._one_at_work(member, args) for member in members]
+        return [self._one_for_trainer(member, args) for member in members]
 
-    def _one_at_work(self, member: Member, args: DistillationConfig) -> Any:
+    def _one_for_trainer(self, member: Member, args: DistillationConfig) -> Any:
         # The trainer converts and moves a teacher in place, and a student or a baseline may be made of it later.
         is_changed = args.teacher_dtype is not None or args.teacher_placement in ("auto", "sharded")
         model: Any = copy.deepcopy(member.model) if is_changed else member.model

@@ -15,9 +15,9 @@ from hf_distill.hub.files import Outgoing
 from hf_distill.hub.push import Content, preview, push
 from hf_distill.hub.soft_targets import soft_target_content
 from hf_distill.runs.recipe.schema import Recipe
-from hf_distill.runs.stages import objection_to, opened, settle_devices
-from hf_distill.runs.teacher_answers import judged, targets_folder
-from hf_distill.runs.teacher_info import read_facts
+from hf_distill.runs.stages import chance_message, opened, settle_devices
+from hf_distill.runs.teacher_info import read_info
+from hf_distill.runs.teacher_results import evaluate_teachers, targets_folder
 from hf_distill.teachers.cache.key import key_differences
 from hf_distill.teachers.cache.store import SoftTargets, shards_in
 
@@ -30,23 +30,23 @@ class Cached:
         folder: where they are.
         num_rows: how many rows have some, those of other runs in the same folder among them.
         num_bytes: of all of them.
-        num_asked: rows that the teacher was asked about now.
+        num_computed: rows whose soft targets were computed now.
         seconds: that this took.
-        metrics: of what the teachers say of the rows that all are judged on.
-        objection: why `train` would refuse the teacher, None if it would not.
+        metrics: of the teachers on the evaluation rows.
+        warning: why `train` would refuse the teacher, None if it would not.
     """
 
     folder: Path
     num_rows: int
     num_bytes: int
-    num_asked: int
+    num_computed: int
     seconds: float
     metrics: dict[str, float]
-    objection: str | None = None
+    warning: str | None = None
 
 
 def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
-    """Have a recipe's teachers answer for all rows that its first student needs, and train no student.
+    """Compute and cache a recipe's soft targets of all rows that its first student needs; train no student.
 
     Teachers that the recipe trains are trained first. All is left where `train` of the same recipe finds it.
 
@@ -64,28 +64,28 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
         folder = targets_folder(stages)
         before = {(file.name, file.stat().st_mtime_ns) for file in shards_in(folder)}  # one that is mended has its name
         start = time.perf_counter()
-        said = judged(stages, members, is_asked=True)
+        evaluated = evaluate_teachers(stages, members, is_caching=True)
         seconds = time.perf_counter() - start
-        metrics = stages.metrics(said.together, said.labels)
+        metrics = stages.metrics(evaluated.together, evaluated.labels)
         quality = measure_quality(
-            torch.from_numpy(said.together), torch.from_numpy(said.labels), "single_label_classification"
+            torch.from_numpy(evaluated.together), torch.from_numpy(evaluated.labels), "single_label_classification"
         )
         PartialState().wait_for_everyone()
-    objection = None
+    warning = None
     if quality is not None and not recipe.training.get("allow_untrained_teacher"):
         try:
             check_quality("the teacher", {None: quality})
         except ChanceTeacherError as error:
-            objection = objection_to(error, members)
+            warning = chance_message(error, members)
     files = shards_in(folder)
     return Cached(
         folder=folder,
         num_rows=len(SoftTargets(folder)),
         num_bytes=sum(file.stat().st_size for file in files),
-        num_asked=sum(_num_rows(file) for file in files if (file.name, file.stat().st_mtime_ns) not in before),
+        num_computed=sum(_num_rows(file) for file in files if (file.name, file.stat().st_mtime_ns) not in before),
         seconds=seconds,
         metrics=metrics,
-        objection=objection,
+        warning=warning,
     )
 
 
@@ -108,10 +108,10 @@ def preview_soft_targets(cached: Cached, to: Destination) -> list[Outgoing]:
 
 
 def _content(cached: Cached) -> Content:
-    if cached.objection is not None:
-        raise ValueError(f"nothing was pushed, {cached.objection}")
+    if cached.warning is not None:
+        raise ValueError(f"nothing was pushed, {cached.warning}")
     targets = SoftTargets(cached.folder)
-    info = read_facts(cached.folder, targets.key)
+    info = read_info(cached.folder, targets.key)
     return soft_target_content(
         cached.folder, key=targets.key, info=info, num_rows=len(targets), differences=key_differences
     )

@@ -22,7 +22,7 @@ import hf_distill.models  # noqa: F401  (registers the architectures that Transf
 from hf_distill.data.fingerprints import processor_settings
 from hf_distill.data.images import ImageRows, check_images
 from hf_distill.data.loading import Splits
-from hf_distill.data.processors import difference, most_tokens
+from hf_distill.data.processors import difference, max_tokens
 from hf_distill.data.text import tokenize_text, tokenize_words
 from hf_distill.models import GreyImageProcessor, MLPConfig
 from hf_distill.models.pixels import WHITE
@@ -86,7 +86,7 @@ class Inputs:
             self.reader(recipe.students[0]).segments = True  # who was asked has read them
 
     @property
-    def judged_role(self) -> str:
+    def eval_role(self) -> str:
         """Return the role of the split that the results come from."""
         return "evaluation" if self._splits.test is None else "test"
 
@@ -216,7 +216,7 @@ class Inputs:
         return [image_processor_from(each) for each in distinct]
 
     def _fit_to_shared(self, processor: Any) -> None:
-        """Give a tokenizer the names of inputs that the one had by which the rows were asked about, if all else is so.
+        """Give a tokenizer the names of inputs that the one had by which the cached rows were made, if all else is so.
 
         Beside a teacher, of two tokenizers that read alike it is the teacher's that reads for both.
         """
@@ -230,7 +230,7 @@ class Inputs:
 
     def _max_length(self, tokenizer: Any) -> int | None:
         """Return how many tokens of a row are kept: what the recipe says, or the most that all models take."""
-        takes = [most_tokens(config, tokenizer) for config in [None, *_model_configs(self._recipe)]]
+        takes = [max_tokens(config, tokenizer) for config in [None, *_model_configs(self._recipe)]]
         most = min((limit for limit in takes if limit is not None), default=None)
         wanted = self._recipe.data.max_length
         if wanted is None and self._shared is not None and self._shared.max_length is not None:

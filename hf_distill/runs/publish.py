@@ -55,7 +55,7 @@ def _content(run: Path, warnings: list[str]) -> Content:
 
     def card(license: str | None, repo_id: str) -> ModelCard:
         made = card_of(recipe, results, plot, repo_id=repo_id, license=license)
-        warnings[:] = made.objections
+        warnings[:] = made.license_warnings
         return made.card
 
     return Content(

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from hf_distill.evaluation.curves import PLOT, training_curves
 from hf_distill.evaluation.results import Results
-from hf_distill.hub.card.licenses import objections, student_license
+from hf_distill.hub.card.licenses import license_conflicts, student_license
 from hf_distill.hub.card.model_card import model_card
 from hf_distill.hub.card.origins import inferred_lineage
 from hf_distill.hub.portable import portable
@@ -23,12 +23,12 @@ class RunCard(NamedTuple):
     Attributes:
         card: with the name of the picture in it, if there is one.
         plot: the picture, as PNG; None if the run logged nothing to draw.
-        objections: what the teachers' licenses forbid, a line each.
+        license_warnings: what the teachers' licenses forbid, a line each.
     """
 
     card: ModelCard
     plot: bytes | None
-    objections: list[str]
+    license_warnings: list[str]
 
 
 def card_of_run(run: Path, *, repo_id: str | None = None, license: str | None = None, plot_name: str = PLOT) -> RunCard:
@@ -67,10 +67,10 @@ def card_of(
 
 
 def license_lines(recipe: Recipe, results: Results, license: str | None = None) -> list[str]:
-    """Return what the teachers' licenses say to the student's, a line each; see `licenses.objections`."""
+    """Return what the teachers' licenses say to the student's, a line each; see `licenses.license_conflicts`."""
     settings = recipe.model_dump()
     license = student_license(settings, results.lineage, license).get("license")
-    return objections(settings, results.lineage, license)
+    return license_conflicts(settings, results.lineage, license)
 
 
 def read_run(run: Path) -> tuple[Recipe, Results]:

@@ -24,13 +24,13 @@ from hf_distill.hub.client import failure_of
 from hf_distill.hub.destination import check_destination_words
 from hf_distill.hub.portable import is_local
 from hf_distill.runs.recipe.schema import Recipe, Teacher
-from hf_distill.runs.teacher_info import FACTS_FILE, read_facts
+from hf_distill.runs.teacher_info import INFO_FILE, read_info
 from hf_distill.teachers.cache.key import ABOUT, KEY_FILE, key_differences, read_key
 from hf_distill.teachers.cache.store import SoftTargets
 from hf_distill.teachers.cache.target_form import check_key_form, check_targets
 from hf_distill.training.config import DistillationConfig
 
-_DESCRIPTION = [KEY_FILE, FACTS_FILE]
+_DESCRIPTION = [KEY_FILE, INFO_FILE]
 _SHOWN = 4
 
 
@@ -47,7 +47,7 @@ class SharedTargets:
         commit: of the data set; None for a folder.
         folder: where they are on this machine.
         key: how they were made.
-        facts: what is known of their teachers; see `teacher_facts.read_facts`.
+        info: what is known of their teachers; see `teacher_info.read_info`.
         recipe: of the run that learns from them.
     """
 
@@ -55,7 +55,7 @@ class SharedTargets:
     commit: str | None
     folder: Path
     key: dict[str, Any]
-    facts: dict[str, Any]
+    info: dict[str, Any]
     recipe: Recipe
 
     @property
@@ -66,19 +66,19 @@ class SharedTargets:
     @property
     def teachers(self) -> list[dict[str, Any]]:
         """Return what is known of each teacher."""
-        found: list[dict[str, Any]] = self.facts["teachers"]
+        found: list[dict[str, Any]] = self.info["teachers"]
         return found
 
     @property
     def views(self) -> int | None:
         """Return of how many views of each augmented row there are soft targets, None if that is not known."""
-        views: int | None = self.facts["views"]
+        views: int | None = self.info["views"]
         return views
 
     @property
     def max_length(self) -> int | None:
         """Return how many tokens of a text were kept, None if that is not known."""
-        length = self.facts["data"].get("max_length")
+        length = self.info["data"].get("max_length")
         return length if isinstance(length, int) and length > 0 else None
 
     @cached_property
@@ -87,7 +87,7 @@ class SharedTargets:
         told = {name: value for name, value in self.key.items() if name != ABOUT}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
-    def refuse_others(
+    def check_no_others(
         self,
         args: DistillationConfig,
         *,
@@ -123,7 +123,7 @@ class SharedTargets:
 
     def missing(self, count: int, total: int) -> str:
         """Say that rows have no soft targets, and what may be the reason."""
-        data, stated = self.recipe.data, self.facts["data"]
+        data, stated = self.recipe.data, self.info["data"]
         same: tuple[str, ...] = ("name", "revision", "train_split", "eval_split", "test_split")
         same += ("max_train_rows", "max_length", "background")
         here: dict[str, Any] = {
@@ -135,7 +135,7 @@ class SharedTargets:
         there = {
             "data.dataset": stated.get("id"),
             **{f"data.{name}": stated.get(name) for name in (*same, "augment")},
-            "training.seed": self.facts["seed"],
+            "training.seed": self.info["seed"],
         }
         is_known = {name: there[name] is not None for name in here}
         is_known["data.revision"] &= data.revision is not None  # what is there is a commit
@@ -151,7 +151,7 @@ class SharedTargets:
         remedy = f" (made with {'; '.join(others)})" if others else ""
         return (
             f"teacher.logits: {count} of {total} rows have no soft targets in {self.source}, and there is no teacher "
-            f"to ask: the data must be those that were asked about, prepared in the same way{remedy}"
+            f"to compute them: the data must be those that are cached, prepared in the same way{remedy}"
         )
 
 
@@ -169,8 +169,8 @@ def shared_targets(recipe: Recipe, *, whole: bool = True) -> SharedTargets | Non
     folder, commit = _located(section, [*_DESCRIPTION, "*.safetensors"] if whole else _DESCRIPTION)
     key = _key(section.logits, folder, commit)
     if whole:
-        _refuse_unfit(section.logits, commit, SoftTargets(folder))
-    return SharedTargets(section.logits, commit, folder, key, read_facts(folder, key), recipe)
+        _check_fit(section.logits, commit, SoftTargets(folder))
+    return SharedTargets(section.logits, commit, folder, key, read_info(folder, key), recipe)
 
 
 def origin_of_shared(shared: SharedTargets) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def _key(source: str, folder: Path, commit: str | None) -> dict[str, Any]:
     return key
 
 
-def _refuse_unfit(source: str, commit: str | None, targets: SoftTargets) -> None:
+def _check_fit(source: str, commit: str | None, targets: SoftTargets) -> None:
     if targets.damaged:
         names = ", ".join(file.name for file in targets.damaged[:_SHOWN])
         mending = "copy the folder anew, or let `hf-distill cache` mend it"

@@ -21,13 +21,13 @@ from hf_distill.evaluation.measuring import Metrics
 from hf_distill.evaluation.results import curve
 from hf_distill.evaluation.teacher_quality import ChanceTeacherError
 from hf_distill.hub.card.lineage import NOWHERE, data_origin, model_origin
-from hf_distill.runs.building import Cast, Member, column_of, in_the_students_order
+from hf_distill.runs.building import Member, ModelBuilder, column_of, in_the_students_order
 from hf_distill.runs.preprocessing import Inputs, Section
 from hf_distill.runs.recipe.schema import Augment, Recipe, Student, Teacher
 from hf_distill.runs.recipe.settings import NOT_TRAINING, arguments
 from hf_distill.runs.shared_targets import SharedTargets, origin_of_shared, shared_targets
 from hf_distill.runs.timing import Clock
-from hf_distill.runs.workspace import TENSORBOARD, Checkpoint, Workspace, refuse_mixed_folders
+from hf_distill.runs.workspace import TENSORBOARD, Checkpoint, Workspace, check_folders_apart
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.trainer import DistillationTrainer
 
@@ -43,14 +43,14 @@ def settle_devices(recipe: Recipe) -> None:
 
 
 @contextlib.contextmanager
-def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets: bool = False) -> Iterator["Stages"]:
+def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets: bool = False) -> Iterator["Run"]:
     """Open a run's output folder and load its data; nothing is written yet.
 
     Raises:
         ValueError: something in the data, the models or the output folder is not as it should be.
     """
     folder = Path(recipe.output_dir).expanduser()
-    refuse_mixed_folders(recipe)
+    check_folders_apart(recipe)
     with _held(folder, recipe, overwrite=overwrite, makes_targets=makes_targets) as workspace:
         with PartialState().main_process_first():
             shared = shared_targets(recipe)
@@ -70,10 +70,10 @@ def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets:
             inputs = Inputs(recipe, splits, shared)
         origin = data_origin(data.dataset, data.revision, rows)
         metrics = Metrics(recipe.model_dump()["metrics"], splits.label_names)
-        yield Stages(recipe, name, workspace, splits, inputs, metrics, origin, shared)
+        yield Run(recipe, name, workspace, splits, inputs, metrics, origin, shared)
 
 
-class Stages:
+class Run:
     """The stages of one run, with all that they share; made by `opened`."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Stages:
         self.name = name
         self.workspace = workspace
         self.splits = splits
-        self.cast = Cast(recipe, splits, shared)
+        self.builder = ModelBuilder(recipe, splits, shared)
         self.inputs = inputs
         self.metrics = metrics
         self.curves: dict[str, list[dict[str, float]]] = {}  # by the stage
@@ -105,17 +105,17 @@ class Stages:
         Raises:
             ValueError: the models do not fit each other or the data, or the folder holds work on other data.
         """
-        facts = self._data_facts()
+        info = self._data_info()
         is_trained = any(teacher.training is not None for teacher in self.recipe.teachers)
-        if facts["unlabelled_share"] == 1 and (needs_labels or is_trained):
+        if info["unlabelled_share"] == 1 and (needs_labels or is_trained):
             raise ValueError(
                 "no row of the train split has a label: the teacher must be a ready one (no teacher.training), and "
                 "there is nothing to train a baseline on (baseline: false)"
             )
-        self.cast.rehearse()
+        self.builder.dry_build()
         if self.shared is not None:
             _, section = self.first_student
-            self.shared.refuse_others(
+            self.shared.check_no_others(
                 self.arguments_of_first(),
                 labels=list(self.splits.label_names),
                 processor=self.inputs.reader(section).processor,
@@ -127,7 +127,7 @@ class Stages:
             known = known if self.shared is None else f"{known} {self.shared.fingerprint}"
             self.workspace.begin(known, self._reading_of_trained())
         PartialState().wait_for_everyone()
-        return facts
+        return info
 
     def _reading_of_trained(self) -> dict[str, dict[str, Any]]:
         """Tell how the teachers that are trained here read the data, by their stage."""
@@ -157,10 +157,10 @@ class Stages:
                 members.append(Member(section, None, None, None, self.shared.folder))
                 self.origins[id(section)] = origin_of_shared(self.shared)
             elif stage is None:
-                members.append(Member(section, self.cast.ready_teacher(section), section.model, None))
+                members.append(Member(section, self.builder.ready_teacher(section), section.model, None))
                 self._note_origin(section, [])
             else:
-                model, seconds = self.trained(stage, section, partial(self.cast.new_model, section), [])
+                model, seconds = self.trained(stage, section, partial(self.builder.new_model, section), [])
                 members.append(Member(section, model, str(self.workspace.model_folder(stage)), seconds))
         return members
 
@@ -179,7 +179,7 @@ class Stages:
         if record is not None:
             self.origins.setdefault(id(section), record.get("origin", NOWHERE))
             self.curves[stage] = curve(record["log_history"])
-            return self.cast.saved_model(self.workspace.model_folder(stage), section), record["train_seconds"]
+            return self.builder.saved_model(self.workspace.model_folder(stage), section), record["train_seconds"]
         args = arguments(self.recipe, stage, self.workspace.checkpoints(stage))
         set_seed(args.seed)
         model = build()
@@ -202,7 +202,7 @@ class Stages:
         self._direct_tensorboard(trainer, stage, goes_on=checkpoint is not None)
         if checkpoint is not None and checkpoint.is_last:
             # Trained to the end, but not saved: `train` would go one step too far.
-            saved = self.cast.saved_model(_best(checkpoint, args), section)
+            saved = self.builder.saved_model(_best(checkpoint, args), section)
             model.load_state_dict(saved.state_dict())
             model.config = saved.config
             history = checkpoint.state["log_history"]
@@ -210,7 +210,7 @@ class Stages:
             try:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
             except ChanceTeacherError as error:
-                raise ValueError(objection_to(error, members)) from error
+                raise ValueError(chance_message(error, members)) from error
             history = trainer.state.log_history
         seconds = round(clock.seconds(), 3)
         self.curves[stage] = curve(history)
@@ -240,13 +240,13 @@ class Stages:
         reader = self.inputs.reader(section)
         is_taught = bool(members)
         processors = None
-        if is_taught and members[0].model is not None and members[0].answers is None:
+        if is_taught and members[0].model is not None and members[0].cached_in is None:
             processors = [self.inputs.reader(member.section).processor for member in members]
             args.teacher_input_columns = list(self.splits.columns.inputs)
             args.teacher_max_length = self.recipe.data.max_length
         return DistillationTrainer(
             model=model,
-            teacher=self.cast.at_work(members, args) if is_taught else None,
+            teacher=self.builder.for_trainer(members, args) if is_taught else None,
             args=args,
             processing_class=reader.processor,
             teacher_processing_class=processors,
@@ -315,24 +315,24 @@ class Stages:
     # ---- Results ----
 
     def predict(self, model: PreTrainedModel, section: Section) -> tuple[np.ndarray, np.ndarray]:
-        """Return a model's logits, and the labels of the rows judged on."""
+        """Return a model's logits, and the labels of the evaluation rows."""
         # A stage without a teacher: nothing is trained, saved or smoothed here.
         args = arguments(self.recipe, "baseline", self.workspace.checkpoints("student"), **NOT_TRAINING)
         collator = partial(_collated, self.inputs.reader(section).collator, model.dtype)
         trainer = self.trainer(section, model, [], args, data_collator=collator)
-        prediction = trainer.predict(self.rows(section, self.inputs.judged_role))
+        prediction = trainer.predict(self.rows(section, self.inputs.eval_role))
         return prediction.predictions, prediction.label_ids
 
-    def _data_facts(self) -> dict[str, Any]:
+    def _data_info(self) -> dict[str, Any]:
         labels = self.splits.train.with_format("numpy")[:]["labels"]
         missing = [bool(np.all(np.asarray(row) == MISSING_LABEL)) for row in labels]
-        judged = self.splits.evaluation if self.splits.test is None else self.splits.test
-        judged_labels = judged.with_format(None)["labels"]
+        evaluated = self.splits.evaluation if self.splits.test is None else self.splits.test
+        eval_labels = evaluated.with_format(None)["labels"]
         is_image = not self.recipe.is_text
         return {
             "num_train_rows": len(self.splits.train),
-            "num_eval_rows": len(judged),
-            "num_eval_labels": sum(int(np.sum(np.asarray(row) != MISSING_LABEL)) for row in judged_labels),
+            "num_eval_rows": len(evaluated),
+            "num_eval_labels": sum(int(np.sum(np.asarray(row) != MISSING_LABEL)) for row in eval_labels),
             "unlabelled_share": sum(missing) / len(missing),
             "label_names": list(self.splits.label_names),
             "inputs": list(self.splits.columns.inputs),
@@ -341,7 +341,7 @@ class Stages:
         }
 
 
-def objection_to(error: ChanceTeacherError, members: Sequence[Member]) -> str:
+def chance_message(error: ChanceTeacherError, members: Sequence[Member]) -> str:
     """Say why a recipe's teachers are refused; those that it has trained are not called untrained."""
     quality, cause = error.quality, error.quality.cause
     if quality.order is None and any(member.seconds is not None for member in members):

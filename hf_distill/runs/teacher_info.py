@@ -15,7 +15,7 @@ from hf_distill.hub.card.origins import model_words
 from hf_distill.runs.recipe.schema import Teacher
 from hf_distill.runs.workspace import write_whole
 
-FACTS_FILE = "teacher.json"
+INFO_FILE = "teacher.json"
 _FORMAT = 1
 _MOST_LETTERS = 300
 _MOST = 1e15
@@ -23,7 +23,7 @@ _TEXTS = ("model", "revision", "license", "license_name", "license_link")
 _NUMBERS = ("seed", "num_parameters", "num_bytes", "train_seconds")
 
 
-def facts_of_model(
+def info_of_model(
     section: Teacher, origin: Mapping[str, Any], model: PreTrainedModel | None, seconds: float | None
 ) -> dict[str, Any]:
     """Tell what is known of a teacher."""
@@ -38,21 +38,21 @@ def facts_of_model(
     }
 
 
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_info(folder: Path, info: Mapping[str, Any]) -> None:
     """Write what is known of the teachers beside their soft targets, if that folder can be written."""
-    text = json.dumps({"format": _FORMAT, **facts}, indent=2) + "\n"
+    text = json.dumps({"format": _FORMAT, **info}, indent=2) + "\n"
     with contextlib.suppress(OSError):
-        if not (folder / FACTS_FILE).exists() or (folder / FACTS_FILE).read_text(encoding="utf-8") != text:
-            write_whole(folder / FACTS_FILE, text)
+        if not (folder / INFO_FILE).exists() or (folder / INFO_FILE).read_text(encoding="utf-8") != text:
+            write_whole(folder / INFO_FILE, text)
 
 
-def read_facts(folder: Path, key: Mapping[str, Any]) -> dict[str, Any]:
+def read_info(folder: Path, key: Mapping[str, Any]) -> dict[str, Any]:
     """Read what is known of the teachers of some soft targets.
 
-    The file may come from anywhere: what in it is no fact of the kind that `write_facts` is given is left out.
+    The file may come from anywhere: what in it is no fact of the kind that `write_info` is given is left out.
     """
     try:
-        found = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+        found = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         found = {}
     known = found if isinstance(found, dict) and found.get("format") == _FORMAT else {}

@@ -22,8 +22,8 @@ from hf_distill.runs.building import Member
 from hf_distill.runs.publish import publish
 from hf_distill.runs.recipe.schema import Hub, Recipe
 from hf_distill.runs.run_card import card_of, write_card
-from hf_distill.runs.stages import Stages, opened, settle_devices
-from hf_distill.runs.teacher_answers import judged, known_of, let_go
+from hf_distill.runs.stages import Run, opened, settle_devices
+from hf_distill.runs.teacher_results import evaluate_teachers, release_teachers, teacher_info
 
 
 def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
@@ -64,23 +64,23 @@ def _destination(hub: Hub) -> Destination:
     return Destination(hub.repo_id, private=hub.private, revision=hub.revision, create_pr=hub.create_pr)
 
 
-def _results(stages: Stages) -> Results:
+def _results(stages: Run) -> Results:
     """Go through the stages, write results.json and the card."""
     recipe = stages.recipe
     about_data = stages.begin(needs_labels=recipe.baseline)
     members = stages.teachers()
-    said = judged(stages, members)
-    known = known_of(stages, members)
-    teacher = _teacher(stages, known, said.together, said.labels)
-    generalists = [place for place, facts in enumerate(known) if not facts["is_specialist"]]
+    evaluated = evaluate_teachers(stages, members)
+    known = teacher_info(stages, members)
+    teacher = _teacher(stages, known, evaluated.together, evaluated.labels)
+    generalists = [place for place, info in enumerate(known) if not info["is_specialist"]]
     each = {
-        f"teacher-{place + 1}": _teacher(stages, [known[place]], logits, said.labels)
-        for place, logits in zip(generalists, said.each, strict=False)  # one alone is not judged apart
+        f"teacher-{place + 1}": _teacher(stages, [known[place]], logits, evaluated.labels)
+        for place, logits in zip(generalists, evaluated.each, strict=False)  # one alone is not measured apart
     }
-    members = let_go(stages, members)
+    members = release_teachers(stages, members)
     students: dict[str, ModelResult] = {}
     for stage, section in recipe.student_stages().items():
-        model, seconds = stages.trained(stage, section, partial(stages.cast.student, section, members), members)
+        model, seconds = stages.trained(stage, section, partial(stages.builder.student, section, members), members)
         logits, labels = stages.predict(model, section)
         students[stage] = _measured(stages, model, logits, labels, seconds)
         if stage != "student":
@@ -89,7 +89,7 @@ def _results(stages: Stages) -> Results:
     baseline = None
     if recipe.baseline:
         section = recipe.student
-        simple, seconds = stages.trained("baseline", section, partial(stages.cast.student, section, members), [])
+        simple, seconds = stages.trained("baseline", section, partial(stages.builder.student, section, members), [])
         baseline = _measured(stages, simple, stages.predict(simple, section)[0], labels, seconds)
     first = next(iter(teacher.metrics))
     results = Results(
@@ -98,7 +98,7 @@ def _results(stages: Stages) -> Results:
         teacher=teacher,
         student=student,
         baseline=baseline,
-        agreement=agreement(*of_the_same(logits, labels, said.together, said.labels)),
+        agreement=agreement(*of_the_same(logits, labels, evaluated.together, evaluated.labels)),
         gap_closed=None
         if baseline is None
         else gap_closed(*(model.metrics[first] for model in (teacher, student, baseline))),
@@ -118,10 +118,10 @@ def _results(stages: Stages) -> Results:
     return results
 
 
-def _teacher(stages: Stages, known: Sequence[Mapping[str, Any]], logits: np.ndarray, labels: np.ndarray) -> ModelResult:
-    """Measure a teacher, or several together, by what they have said."""
+def _teacher(stages: Run, known: Sequence[Mapping[str, Any]], logits: np.ndarray, labels: np.ndarray) -> ModelResult:
+    """Measure a teacher, or several together, by what they have evaluated."""
     counts, sizes, seconds = (
-        [facts[name] for facts in known] for name in ("num_parameters", "num_bytes", "train_seconds")
+        [info[name] for info in known] for name in ("num_parameters", "num_bytes", "train_seconds")
     )
     trained = [each for each in seconds if each is not None]
     return ModelResult(
@@ -133,7 +133,7 @@ def _teacher(stages: Stages, known: Sequence[Mapping[str, Any]], logits: np.ndar
 
 
 def _measured(
-    stages: Stages, model: PreTrainedModel, logits: np.ndarray, labels: np.ndarray, seconds: float
+    stages: Run, model: PreTrainedModel, logits: np.ndarray, labels: np.ndarray, seconds: float
 ) -> ModelResult:
     parameters = list(model.parameters())
     return ModelResult(

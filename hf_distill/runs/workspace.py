@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from hf_distill.runs.recipe.reading import differences, is_of_kept_targets, is_of_the_students, read_resolved, to_yaml
+from hf_distill.runs.recipe.reading import differences, is_of_the_cache, is_of_the_students, read_resolved, to_yaml
 from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe
 from hf_distill.teachers.cache.key import KEY_FILE, key_differences
 
@@ -57,7 +57,7 @@ class Workspace:
         try:
             self._check_not_foreign_recipe()
             if not overwrite:
-                self._refuse_other_runs()
+                self._check_other_runs()
         except ValueError:
             self.release()
             raise
@@ -86,9 +86,9 @@ class Workspace:
             )
         has_students = _holds_students(self.path)
         if not self._overwrite and not has_students:
-            self._refuse_other_reading(reading)
+            self._check_reading(reading)
         if self._overwrite:
-            self._refuse_targets_of_another()
+            self._check_targets_of_another()
             if self._recipe.teacher_stages() or self._is_of_another_teacher():
                 shutil.rmtree(self.path / SOFT_TARGETS, ignore_errors=True)
             for entry in _entries(self.path):
@@ -113,7 +113,7 @@ class Workspace:
             return f"delete {what} (`hf-distill train ... --overwrite` does)"
         return f"pass --overwrite to delete {what}"
 
-    def _refuse_other_reading(self, reading: Mapping[str, Any]) -> None:
+    def _check_reading(self, reading: Mapping[str, Any]) -> None:
         """Raise ValueError if teachers were trained, or begun, on rows that were read in another way."""
         if not (self.path / _READING).exists() or not _holds_work(self.path):
             return
@@ -130,7 +130,7 @@ class Workspace:
             return ""
         return " or from other soft targets (those of a commit are named by teacher.revision)"
 
-    def _refuse_targets_of_another(self) -> None:
+    def _check_targets_of_another(self) -> None:
         """Raise ValueError, before anything is deleted, if the run would find soft targets of the teacher that goes."""
         named = self._recipe.training.get("teacher_logits_dir")
         if named is None or not (Path(named).expanduser() / KEY_FILE).exists():
@@ -158,7 +158,7 @@ class Workspace:
                 f"output_dir: {file} was not written by a run, and this one would replace it: choose another folder"
             )
 
-    def _refuse_other_runs(self) -> None:
+    def _check_other_runs(self) -> None:
         if not (self.path / "recipe.yaml").exists():
             present = [entry.name for entry in _entries(self.path) if entry.exists()]
             if present:
@@ -238,7 +238,7 @@ def write_whole(file: Path, text: str) -> None:
     os.replace(part, file)
 
 
-def refuse_mixed_folders(recipe: Recipe) -> None:
+def check_folders_apart(recipe: Recipe) -> None:
     """Refuse soft targets in a folder that a run writes, moves or deletes for other reasons.
 
     Raises:
@@ -287,9 +287,9 @@ def _differing(path: Path, recipe: Recipe, *, makes_targets: bool = False) -> li
     The students' settings do not matter before there is one, if it is noted how the teachers read; nor, to who makes
     nothing else, how soft targets are kept.
     """
-    but = is_of_kept_targets if makes_targets else None
+    but = is_of_the_cache if makes_targets else None
     if not _holds_students(path):
-        but = is_of_the_students if (path / _READING).exists() else is_of_kept_targets
+        but = is_of_the_students if (path / _READING).exists() else is_of_the_cache
     return differences(read_resolved(path / "recipe.yaml"), recipe, but=but)
 
 

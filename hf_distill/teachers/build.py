@@ -10,10 +10,10 @@ from torch import nn
 from transformers.trainer_utils import has_length
 
 from hf_distill.data.images import TEACHER_PIXELS
-from hf_distill.data.processors import refuse_mismatch
-from hf_distill.data.target_columns import SoftTargetColumns
+from hf_distill.data.processors import check_same_inputs
+from hf_distill.data.target_columns import SoftTargetColumnCollator
 from hf_distill.data.targets import ProblemType
-from hf_distill.data.teacher_views import TeacherViews
+from hf_distill.data.teacher_views import TeacherInputCollator
 from hf_distill.teachers.cache.cache import SoftTargetCache
 from hf_distill.teachers.cache.cached_teacher import CachedTeacher
 from hf_distill.teachers.ensemble import check_weights
@@ -21,12 +21,12 @@ from hf_distill.teachers.external import (
     SOFT_TARGET_COLUMNS,
     TeacherColumn,
     TeacherFunction,
+    check_column_filled,
     fingerprint_of,
-    refuse_empty_column,
 )
 from hf_distill.teachers.labels import has_generic_names, has_names_of, label_names, stated_problem_type
 from hf_distill.teachers.loading import load_teacher, task_of, unwrapped
-from hf_distill.teachers.model import TeacherModel, label_index, refuse_own_teacher
+from hf_distill.teachers.model import TeacherModel, check_not_student, label_index
 from hf_distill.teachers.placement import check_placement, is_quantized, loading_options
 from hf_distill.teachers.several import TeacherEnsemble
 from hf_distill.teachers.source import SoftTargetSource
@@ -75,7 +75,7 @@ class BuiltTeacher:
 
     def release(self, cache: SoftTargetCache, collator: Any, placement: str) -> tuple[Any, CachedTeacher]:
         """Move the models that were given back to where they came from."""
-        if isinstance(collator, TeacherViews):
+        if isinstance(collator, TeacherInputCollator):
             cache.withheld = {*self.raw_columns, TEACHER_PIXELS}
             collator = collator.collator
         for model, device in self.devices:
@@ -136,9 +136,9 @@ def build_teacher(
         raw_columns = list(collator.columns)
     elif isinstance(members, str):
         raw_columns = [members]
-        refuse_empty_column(dataset, members)
+        check_column_filled(dataset, members)
         num_labels: Any = getattr(getattr(student, "config", None), "num_labels", None)
-        collator = SoftTargetColumns(collator, members, num_labels, token_level=is_token_level)
+        collator = SoftTargetColumnCollator(collator, members, num_labels, token_level=is_token_level)
     left = None if isinstance(members, str) else members[0] if len(listed) == 1 else members
     return BuiltTeacher(left, source, problem_type, views, raw_columns, collator, devices)
 
@@ -165,7 +165,7 @@ def parse_teachers(teacher: Any, columns: Sequence[str]) -> Any:
     """Look at what was given as teacher, and refuse what is none.
 
     Raises:
-        ValueError: it is none of these, or there are two answers or none.
+        ValueError: it is none of these, or there are two or none.
     """
     found = [name for name in SOFT_TARGET_COLUMNS if name in columns]
     if teacher is None:
@@ -224,7 +224,7 @@ def load_members(members: Sequence[Any], args: Any, context: TeacherContext) -> 
             is_named=isinstance(source, str) or is_quantized(source),
         )
         if isinstance(source, nn.Module):
-            refuse_own_teacher(source, student)
+            check_not_student(source, student)
     modules = [source for source in sources if isinstance(source, nn.Module)]
     if len({id(module) for module in modules}) < len(modules):
         raise ValueError(
@@ -305,7 +305,7 @@ def build_source(
 
 
 def _check_inputs(model: nn.Module, args: Any, context: TeacherContext) -> None:
-    refuse_mismatch(
+    check_same_inputs(
         model,
         context.processing_class,
         revision=args.teacher_revision,

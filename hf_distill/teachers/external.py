@@ -104,7 +104,7 @@ class TeacherColumn(SoftTargetSource):
         return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-def refuse_empty_column(dataset: Any, column: str) -> None:
+def check_column_filled(dataset: Any, column: str) -> None:
     """Raise ValueError if no row of a `datasets.Dataset` has soft targets."""
     if isinstance(dataset, datasets.Dataset) and len(dataset):
         values = dataset.select_columns(column).with_format("arrow")
@@ -141,7 +141,7 @@ def fingerprint_of(function: Any) -> str:
     if not isinstance(fingerprint, str) or not fingerprint:
         raise ValueError(
             "precompute_teacher_logits: the teacher is a function, and nothing tells it from another one: give it an "
-            "attribute fingerprint, a string that changes whenever its answers do, or leave precompute_teacher_logits "
+            "attribute fingerprint, a string that changes whenever its logits do, or leave precompute_teacher_logits "
             "out"
         )
     return fingerprint

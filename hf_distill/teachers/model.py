@@ -37,7 +37,7 @@ class TeacherModel(SoftTargetSource):
         view: int | None = None,
         compilation: Mapping[str, Any] | None = None,
     ) -> None:
-        refuse_own_teacher(model, student)
+        check_not_student(model, student)
         model.eval()
         model.requires_grad_(False)
         wanted = None if dtype in (None, "auto") else getattr(torch, dtype)
@@ -76,7 +76,7 @@ class TeacherModel(SoftTargetSource):
         if TEACHER_INPUTS not in inputs:
             raise ValueError(
                 f"the batch has no {TEACHER_INPUTS!r}, only {', '.join(inputs)}: the teacher has a processor of its "
-                "own, whose view of the rows the data collator must add (TeacherViews)"
+                "own, whose view of the rows the data collator must add (TeacherInputCollator)"
             )
         view: Mapping[str, Any] = inputs[TEACHER_INPUTS][self.view]
         return view
@@ -116,7 +116,7 @@ class TeacherModel(SoftTargetSource):
         return value
 
 
-def refuse_own_teacher(teacher: nn.Module, student: nn.Module) -> None:
+def check_not_student(teacher: nn.Module, student: nn.Module) -> None:
     """Raise ValueError if freezing the teacher would freeze the student, or parts of it."""
     taught_by = {parameter.data_ptr() for parameter in teacher.parameters()} - {0}
     shared = [name for name, parameter in student.named_parameters() if parameter.data_ptr() in taught_by]

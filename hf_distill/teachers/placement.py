@@ -227,7 +227,7 @@ def place(
     model.requires_grad_(False)
     if is_quantized(model) or _is_spread(model):
         return _stay(model, placement, device)
-    _refuse_missing_weights(model, placement, dtype)
+    _check_weights_here(model, placement, dtype)
     if dtype is not None:
         model.to(dtype)
     if placement == "sharded":
@@ -281,7 +281,7 @@ def _main_device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
 
-def _refuse_missing_weights(model: nn.Module, placement: str, dtype: torch.dtype | None) -> None:
+def _check_weights_here(model: nn.Module, placement: str, dtype: torch.dtype | None) -> None:
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError(
             "the teacher's weights are not all in this process (some are on the meta device; in an FSDP run, "

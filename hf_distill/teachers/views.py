@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_distill.data.processors import difference, load_processor, most_tokens
-from hf_distill.data.teacher_views import TeacherViews, guess_columns
+from hf_distill.data.processors import difference, load_processor, max_tokens
+from hf_distill.data.teacher_views import TeacherInputCollator, guess_columns
 from hf_distill.teachers.specialists import model_of
 
 
@@ -60,7 +60,7 @@ def views_of(members: Any, processing_classes: Any, student_processor: Any, colu
     limits: list[list[int]] = [[] for _ in processors]
     for member, view in zip(members, of_members, strict=True):
         if view is not None and isinstance(processors[view], PreTrainedTokenizerBase):
-            limit = most_tokens(getattr(model_of(member), "config", None), processors[view])
+            limit = max_tokens(getattr(model_of(member), "config", None), processors[view])
             limits[view] += [] if limit is None else [limit]
     most = [min(each, default=None) for each in limits]
     return Views(processors, of_members, most, [processor is not None for processor in given])
@@ -89,11 +89,11 @@ def _processor(given: Any) -> Any:
 
 def view_collator(
     collator: Any, views: Views, *, args: Any, dataset: Any, student_processor: Any, token_level: bool
-) -> TeacherViews:
+) -> TeacherInputCollator:
     """Return a collator that makes the teachers' views of rows, too."""
     is_text = isinstance(views.processors[0], PreTrainedTokenizerBase)
     kind: Any = "image" if not is_text else "words" if token_level else "text"
-    return TeacherViews(
+    return TeacherInputCollator(
         collator,
         views.processors,
         columns=list(args.teacher_input_columns or guess_columns(dataset, kind)),

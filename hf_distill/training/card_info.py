@@ -1,4 +1,4 @@
-"""What a trainer knows of the distillation that it does: the facts of its card."""
+"""What a trainer knows of the distillation that it does: what its card tells."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ _NOT_OF_THE_STUDENT = re.compile(
 )
 
 
-def training_facts(trainer: Any, lineage: Provenance, finetuned_from: str | None) -> Training:
+def card_info_of(trainer: Any, lineage: Provenance, finetuned_from: str | None) -> Training:
     """Collect what goes into the card of a trainer's student; a license may be asked for on the Hub."""
     args, state = trainer.args, trainer.state
     student = trainer.student

@@ -125,44 +125,43 @@ class DistillationConfig(TrainingArguments):
     precompute_teacher_logits: bool = field(
         default=False,
         metadata={
-            "help": "Run the teacher once over the training and evaluation rows before the training, keep what it says "
-            "in teacher_logits_dir, and let it go: the training then costs what the student's alone does. Without a "
-            "teacher, learn from what is kept there."
+            "help": "Compute the soft targets of the training and evaluation rows once, cache them in "
+            "teacher_logits_dir, and release the teacher: the training then costs what the student's alone does. "
+            "Without a teacher, learn from those that are cached there."
         },
     )
     teacher_logits_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of what the teacher has said; rows that are in it are not asked about again. Unset: "
+            "help": "Folder of cached soft targets; those of rows that are in it are not computed again. Unset: "
             "_teacher_logits in output_dir."
         },
     )
     teacher_logits_dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Type in which logits are kept: float16 or float32. Unset: that of those that are there, else "
+            "help": "Type in which logits are cached: float16 or float32. Unset: that of those that are there, else "
             "float16, float32 for regression."
         },
     )
     teacher_logits_top_k: int | None = field(
         default=None,
         metadata={
-            "help": "Keep so many of each row's largest logits, and how much the others have together, which they "
+            "help": "Cache so many of each row's largest logits, and how much the others have together, which they "
             "then share evenly. For many labels; how far that is from all of them is measured and logged. Unset: all."
         },
     )
     teacher_logits_views: int | None = field(
         default=None,
         metadata={
-            "help": "For training rows that are augmented: keep what the teacher says of so many views of each row. "
+            "help": "For training rows that are augmented: cache the soft targets of so many views of each row. "
             "Epoch e replays view e modulo this number."
         },
     )
     teacher_logits_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Rows of a batch, in each process, when the teacher is run beforehand. Unset: four times those of "
-            "a training batch."
+            "help": "Rows of a batch, in each process, when soft targets are cached. Unset: four times those of a training batch."
         },
     )
     train_sampling_strategy: str = field(

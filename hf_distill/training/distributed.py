@@ -17,7 +17,7 @@ def shutdown_processes() -> None:
         return
     gc.collect()  # models that are sharded keep their group, and are in cycles
     distributed.barrier()
-    # Both for the threads to let go of their last tensors, and because a group that is closed while another process is
+    # Both for the threads to free their last tensors, and because a group that is closed while another process is
     # on its way out of the barrier breaks that one's connection. (Not by Accelerate's state: settings that are checked
     # on the way may have reset it in one process.)
     time.sleep(1)

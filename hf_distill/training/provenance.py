@@ -16,7 +16,7 @@ _SHAPE = ("num_hidden_layers", "hidden_size")
 
 @dataclasses.dataclass
 class Model:
-    """A model that takes part, noted before it is wrapped, sharded or let go.
+    """A model that takes part, noted before it is wrapped, sharded or released.
 
     Attributes:
         name: Hub id or folder that it was loaded from, if it was.
@@ -101,7 +101,7 @@ class Provenance:
 
     @classmethod
     def of(cls, trainer: Any) -> "Provenance":
-        """Note what a new trainer has; later its teacher may be let go, and its student wrapped or sharded."""
+        """Note what a new trainer has; later its teacher may be released, and its student wrapped or sharded."""
         listed = trainer.teacher if isinstance(trainer.teacher, list) else [trainer.teacher]
         teachers, column = [Model.of(each) for each in listed if each is not None], None
         if not teachers and trainer.args.uses_teacher:

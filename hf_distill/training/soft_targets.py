@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 from accelerate.utils import send_to_device
 
-from hf_distill.data.fingerprints import refuse_stream
+from hf_distill.data.fingerprints import check_map_style
 from hf_distill.data.soft_targets import CACHED_LOGITS
 from hf_distill.data.targets import ProblemType
 from hf_distill.teachers.build import build_teacher, column_names
@@ -53,7 +53,7 @@ def precompute(trainer: Any) -> None:
     """Cache the soft targets of all rows of a trainer that lack them, and release its teacher."""
     new = [(dataset, dataset is trainer.train_dataset) for dataset in datasets_of(trainer)]
     for dataset, _ in new:
-        refuse_stream(dataset)
+        check_map_style(dataset)
     built = trainer._built
     if built is None:
         trainer.cache.add(new, None)

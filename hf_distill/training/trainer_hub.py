@@ -28,7 +28,7 @@ from hf_distill.hub.files import (
 from hf_distill.hub.push import Card, Content, create_repository, push
 from hf_distill.hub.readme import merge, read_readme, users_license
 from hf_distill.teachers.cache.cache import folder_of
-from hf_distill.training.card_info import training_facts
+from hf_distill.training.card_info import card_info_of
 
 logger = logging.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class TrainerHub:
         self._trainer = trainer
         self._stated: dict[str, Any] = {}
         self._card: Card | None = None
-        self._objections: set[str] = set()
+        self._warned_of: set[str] = set()
         self._pushes: ThreadPoolExecutor | None = None
 
     # ---- The card ----
@@ -115,15 +115,15 @@ class TrainerHub:
         }
         self._stated |= {name: value for name, value in said.items() if value is not None}
         words = {"model_name": self._model_name(), **self._stated}
-        training = training_facts(self._trainer, self._trainer.provenance, words.pop("finetuned_from", None))
+        training = card_info_of(self._trainer, self._trainer.provenance, words.pop("finetuned_from", None))
         stated = Stated(**words)
         picture = student_curves(training.curve, training.metric)
         repo_id = self._trainer.hub_model_id or self._trainer.args.hub_model_id or ""
         self._card = partial(_card, training, stated, None if picture is None else PLOT)
         self._write_card(partial(self._card, repo_id=repo_id), picture)
-        for line in sorted(set(license_lines(training, stated)) - self._objections):
+        for line in sorted(set(license_lines(training, stated)) - self._warned_of):
             logger.warning(line)
-            self._objections.add(line)
+            self._warned_of.add(line)
 
     def _write_card(self, card: Callable[..., ModelCard], picture: bytes | None) -> None:
         folder = Path(self._trainer.args.output_dir)

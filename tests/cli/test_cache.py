@@ -25,8 +25,8 @@ from hf_distill.hub.destination import Destination
 from hf_distill.runs.cache import cache_soft_targets, share_soft_targets
 from hf_distill.runs.recipe.describe import plan
 from hf_distill.runs.recipe.reading import load_recipe
-from hf_distill.runs.stages import Stages
-from hf_distill.runs.teacher_info import read_facts
+from hf_distill.runs.stages import Run
+from hf_distill.runs.teacher_info import read_info
 from hf_distill.runs.train import distill
 from hf_distill.teachers.cache.key import read_key
 from hf_distill.training.trainer import DistillationTrainer
@@ -213,7 +213,7 @@ class TestCommand:
         known = json.loads(Path(TARGETS, "teacher.json").read_text())["data"]
         assert known["num_rows"] == {"train": 60, "evaluation": 36, "test": 40}
         key = read_key(Path(TARGETS))
-        card = target_card(key, read_facts(Path(TARGETS), key), num_rows=136, num_bytes=1, repo_id="ada/x").text
+        card = target_card(key, read_info(Path(TARGETS), key), num_rows=136, num_bytes=1, repo_id="ada/x").text
         assert ": train, a held-out 45% of train, validation |" in card
         assert "\n  eval_split: 0.45\n" in card
         before = shards()
@@ -265,7 +265,7 @@ class TestCommand:
         left, teacher = shards(), weights(stage="teacher")
         found = cache_soft_targets(load_recipe(recipe, [ON]), "recipe")
         assert found.num_rows == 850
-        assert 0 < found.num_asked < 850 - 3 * 32 + 1
+        assert 0 < found.num_computed < 850 - 3 * 32 + 1
         assert left.items() <= shards().items()
         assert same(weights(stage="teacher"), teacher)
 
@@ -336,7 +336,7 @@ class TestWhatIsRefused:
         ):
             share_soft_targets(cached, Destination("ada/x", kind="dataset"))
         recipe["training"]["allow_untrained_teacher"] = True
-        assert cache_soft_targets(load_recipe(recipe_file(recipe)), "digits").objection is None
+        assert cache_soft_targets(load_recipe(recipe_file(recipe)), "digits").warning is None
 
 
 class TestTheTeacherIsGone:
@@ -347,9 +347,9 @@ class TestTheTeacherIsGone:
         """Return what is left of the teachers whenever a training begins: which of their models are still there."""
         models: list[weakref.ref] = []
         seen: list[tuple[str, list[bool]]] = []
-        teachers, train = Stages.teachers, DistillationTrainer.train
+        teachers, train = Run.teachers, DistillationTrainer.train
 
-        def noted(stages: Stages) -> list:
+        def noted(stages: Run) -> list:
             members = teachers(stages)
             models.extend(weakref.ref(member.model) for member in members)
             return members
@@ -359,7 +359,7 @@ class TestTheTeacherIsGone:
                 seen.append((Path(trainer.args.output_dir).name, [model() is not None for model in models]))
             return train(trainer, *args, **kwargs)
 
-        monkeypatch.setattr(Stages, "teachers", noted)
+        monkeypatch.setattr(Run, "teachers", noted)
         monkeypatch.setattr(DistillationTrainer, "train", listening)
         return seen
 

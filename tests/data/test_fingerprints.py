@@ -19,9 +19,9 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_distill.data.fingerprints import (
     DIGEST_SIZE,
+    augmentation_kind,
     columns_of,
-    how_rows_change,
-    identify,
+    hash_rows,
     processor_settings,
 )
 from hf_distill.data.images import ImageRows
@@ -46,7 +46,7 @@ def texts(count: int = 30) -> Dataset:
 
 
 def digests(rows, columns=None) -> list[bytes]:
-    return [digest.tobytes() for digest in identify(rows, columns).digests]
+    return [digest.tobytes() for digest in hash_rows(rows, columns).digests]
 
 
 def one(**columns) -> bytes:
@@ -120,7 +120,7 @@ class TestWhereARowStands:
         known = digests(texts())
         assert known[3] == known[5]
         assert len(set(known)) == 29
-        assert identify(texts(), None).digests.shape == (30, DIGEST_SIZE)
+        assert hash_rows(texts(), None).digests.shape == (30, DIGEST_SIZE)
 
     def test_a_list_of_rows_and_a_table_of_them_agree(self):
         """A cache that is made anew because the data were read in another way."""
@@ -149,8 +149,8 @@ class TestWhereARowStands:
         """Batches of all lengths in the place of sorted ones."""
         rows = texts()
         expected = [len(row["input_ids"]) for row in rows]
-        assert identify(rows, {"input_ids"}).sizes.tolist() == expected
-        assert identify(rows.to_list(), {"input_ids"}).sizes.tolist() == expected
+        assert hash_rows(rows, {"input_ids"}).sizes.tolist() == expected
+        assert hash_rows(rows.to_list(), {"input_ids"}).sizes.tolist() == expected
 
 
 class TestWhatARowSays:
@@ -259,7 +259,7 @@ class TestWhatARowSays:
 
         def seconds(dataset):
             start = time.process_time()
-            identify(dataset, None)
+            hash_rows(dataset, None)
             return time.process_time() - start
 
         assert seconds(rows) < seconds(objects)  # a third of it is usual
@@ -351,28 +351,28 @@ class TestRowsThatChange:
     def test_change_is_found_by_reading_twice(self, change):
         """Soft targets of one augmentation for all others."""
         rows = Rows(change=change)
-        assert how_rows_change(rows, None) == change
+        assert augmentation_kind(rows, None) == change
         assert rows.epoch == 0
 
     def test_a_random_transform_is_found_and_another_is_not(self):
         """A random crop that is set by `set_transform`; or one that always does the same, and is refused."""
         random = texts().with_transform(lambda batch: {"a": [np.random.rand() for _ in batch["text"]]})
-        assert how_rows_change(random, None) == "each time"
+        assert augmentation_kind(random, None) == "each time"
         fixed = texts().with_transform(lambda batch: {"a": [text.upper() for text in batch["text"]]})
-        assert how_rows_change(fixed, None) == "never"
+        assert augmentation_kind(fixed, None) == "never"
         assert digests(fixed) == digests([{"a": f"ROW {3 if row == 5 else row}"} for row in range(30)])
 
     def test_tables_and_images_say_it_without_being_read(self):
         """Thousands of images decoded to find out what is known."""
-        assert how_rows_change(texts(), None) == "never"
-        assert how_rows_change(images(), None) == "never"
-        assert how_rows_change(images(horizontal_flip=True), None) == "each epoch"
-        assert how_rows_change([], None) == "never"
+        assert augmentation_kind(texts(), None) == "never"
+        assert augmentation_kind(images(), None) == "never"
+        assert augmentation_kind(images(horizontal_flip=True), None) == "each epoch"
+        assert augmentation_kind([], None) == "never"
 
     def test_worker_processes_read_the_same(self):
         """Rows in another order, because several processes read them."""
         expected = digests(Rows())
-        found = identify(Rows(), None, num_workers=1)
+        found = hash_rows(Rows(), None, num_workers=1)
         assert [digest.tobytes() for digest in found.digests] == expected
 
     @pytest.mark.parametrize("kind", ["torch", "datasets", "iterator"])
@@ -385,7 +385,7 @@ class TestRowsThatChange:
 
         streams = {"torch": Stream(), "datasets": texts().to_iterable_dataset(), "iterator": iter([{}])}
         with pytest.raises(ValueError, match="come as a stream and cannot be found again: load the data whole"):
-            identify(streams[kind], None)
+            hash_rows(streams[kind], None)
 
 
 class TestProcessors:

@@ -22,10 +22,10 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from hf_distill.data.processors import (
     _FIXED_IMAGE_SIZE,
     _POSITIONS_AFTER_PADDING,
+    check_same_inputs,
     difference,
     load_processor,
-    most_tokens,
-    refuse_mismatch,
+    max_tokens,
     select_positions,
 )
 
@@ -258,13 +258,13 @@ class TestLoading:
 class TestRefusing:
     def test_a_teacher_that_reads_alike_passes(self, tmp_path):
         """A check that refuses what works."""
-        refuse_mismatch(tiny.bert(), tiny.tokenizer(), saved(tmp_path, tiny.bert(), tiny.tokenizer()))
+        check_same_inputs(tiny.bert(), tiny.tokenizer(), saved(tmp_path, tiny.bert(), tiny.tokenizer()))
 
     def test_a_teacher_with_another_tokenizer_is_refused_with_its_name(self, tmp_path):
         """Ids in range, shapes alike, and soft targets for other texts."""
         source = saved(tmp_path, tiny.bert(), byte_level())
         with pytest.raises(ValueError, match="does not read the student's inputs") as caught:
-            refuse_mismatch(tiny.bert(vocab_size=400), tiny.tokenizer(), source)
+            check_same_inputs(tiny.bert(vocab_size=400), tiny.tokenizer(), source)
         assert f"teacher_processing_class={source!r}" in str(caught.value)
         assert "the student's tokenizer reads" in str(caught.value)
 
@@ -273,59 +273,59 @@ class TestRefusing:
         saved(tmp_path, tiny.vit(), image_processor(12))
         teacher = AutoModelForImageClassification.from_pretrained(tmp_path)
         with pytest.raises(ValueError, match="3 x 12 x 12"):
-            refuse_mismatch(teacher, image_processor(8))
-        refuse_mismatch(teacher, image_processor(12))
+            check_same_inputs(teacher, image_processor(8))
+        check_same_inputs(teacher, image_processor(12))
 
     def test_an_unknown_processor_of_the_student_is_no_mistake(self, tmp_path):
         """Data prepared by hand come with no processor at all."""
-        refuse_mismatch(tiny.bert(), None, saved(tmp_path, tiny.bert(), byte_level()))
-        refuse_mismatch(torch.nn.Linear(2, 2), tiny.tokenizer())
-        refuse_mismatch(torch.nn.Linear(2, 2), image_processor())
+        check_same_inputs(tiny.bert(), None, saved(tmp_path, tiny.bert(), byte_level()))
+        check_same_inputs(torch.nn.Linear(2, 2), tiny.tokenizer())
+        check_same_inputs(torch.nn.Linear(2, 2), image_processor())
 
     def test_a_tokenizer_with_more_ids_than_the_teacher_has_embeddings(self):
         """An index out of range on some later row, or on a GPU an assertion that names no cause."""
-        refuse_mismatch(tiny.bert(), tiny.tokenizer())
+        check_same_inputs(tiny.bert(), tiny.tokenizer())
         with pytest.raises(
             ValueError, match=r"ids up to 26, the teacher embeddings up to 25.*teacher_processing_class"
         ):
-            refuse_mismatch(tiny.bert(vocab_size=26), tiny.tokenizer())
+            check_same_inputs(tiny.bert(vocab_size=26), tiny.tokenizer())
 
     def test_a_processor_that_is_known_is_believed_before_the_config(self, tmp_path):
         """A config can only guess at what the teacher's own processor states."""
         source = saved(tmp_path, tiny.vit(), image_processor(12))
-        refuse_mismatch(tiny.vit(), image_processor(12), source)
+        check_same_inputs(tiny.vit(), image_processor(12), source)
         with pytest.raises(ValueError, match="3 x 12 x 12"):
-            refuse_mismatch(tiny.vit(), image_processor(8), source)
+            check_same_inputs(tiny.vit(), image_processor(8), source)
 
     def test_a_size_that_fixed_positions_do_not_take(self):
         """An error from the middle of the model, after the data were prepared."""
-        refuse_mismatch(tiny.vit(), image_processor(8))
+        check_same_inputs(tiny.vit(), image_processor(8))
         with pytest.raises(ValueError, match="12 x 8 pixels, the teacher takes 8 x 8"):
-            refuse_mismatch(tiny.vit(), image_processor((12, 8)))
+            check_same_inputs(tiny.vit(), image_processor((12, 8)))
         oblong = tiny.vit()
         oblong.config.image_size = (12, 8)
-        refuse_mismatch(oblong, image_processor((12, 8)))
+        check_same_inputs(oblong, image_processor((12, 8)))
 
     def test_a_size_in_a_part_of_the_config_counts_too(self):
         """CLIP keeps the shape of its images in vision_config."""
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         config = CLIPConfig(vision_config={**shape, "image_size": 8, "patch_size": 4}, text_config=shape)
         teacher = CLIPForImageClassification(config)
-        refuse_mismatch(teacher, image_processor(8))
+        check_same_inputs(teacher, image_processor(8))
         with pytest.raises(ValueError, match="12 x 12 pixels, the teacher takes 8 x 8"):
-            refuse_mismatch(teacher, image_processor(12))
+            check_same_inputs(teacher, image_processor(12))
 
     @pytest.mark.parametrize("make", [tiny.convnext, tiny.resnet])
     def test_models_that_take_any_size_are_not_refused_for_it(self, make):
         """ConvNext's config has an image_size, and nothing in the model depends on it."""
-        refuse_mismatch(make(), image_processor(24))
+        check_same_inputs(make(), image_processor(24))
 
     @pytest.mark.parametrize("make", [tiny.convnext, tiny.resnet, tiny.vit])
     def test_another_number_of_channels(self, make):
         """Grey images for a teacher of colour."""
         with pytest.raises(ValueError, match="images of 1 channels, the teacher takes 3"):
-            refuse_mismatch(make(), image_processor(image_mean=[0.5], image_std=[0.5]))
-        refuse_mismatch(make(num_channels=1), image_processor(image_mean=[0.5], image_std=[0.5]))
+            check_same_inputs(make(), image_processor(image_mean=[0.5], image_std=[0.5]))
+        check_same_inputs(make(num_channels=1), image_processor(image_mean=[0.5], image_std=[0.5]))
 
 
 # ---- Image size ----
@@ -366,15 +366,15 @@ def test_the_sizes_that_are_refused_are_those_that_fail(model_type):
     usual, other = (torch.zeros(1, 3, pixels, pixels) for pixels in (size, size * 3 // 2))
     with torch.no_grad():
         model(pixel_values=usual)
-        refuse_mismatch(model, image_processor(size))
+        check_same_inputs(model, image_processor(size))
         if model_type not in _FIXED_IMAGE_SIZE:
             model(pixel_values=other)
-            refuse_mismatch(model, image_processor(size * 3 // 2))
+            check_same_inputs(model, image_processor(size * 3 // 2))
             return
         with pytest.raises((ValueError, RuntimeError)):
             model(pixel_values=other)
     with pytest.raises(ValueError, match="pixels, the teacher takes"):
-        refuse_mismatch(model, image_processor(size * 3 // 2))
+        check_same_inputs(model, image_processor(size * 3 // 2))
 
 
 # ---- Token limit ----
@@ -429,7 +429,7 @@ class TestTokenLimit:
     def test_the_stated_number_of_tokens_runs_and_one_more_fails(self, model_type):
         """RoBERTa loses positions to its padding: 512 tokens, as the config seems to say, stop the run."""
         model = text_model(model_type)
-        limit = most_tokens(model.config, None)
+        limit = max_tokens(model.config, None)
         assert limit == (22 if model_type in _POSITIONS_AFTER_PADDING else 24)
         run_tokens(model, limit)
         with pytest.raises((IndexError, RuntimeError)):
@@ -441,7 +441,7 @@ class TestTokenLimit:
     def test_the_padding_token_moves_the_limit(self, model_type, padding, limit):
         """The usual 2 written into the code, for models whose padding token is another one."""
         model = text_model(model_type, pad_token_id=padding)
-        assert most_tokens(model.config, None) == limit
+        assert max_tokens(model.config, None) == limit
         run_tokens(model, limit)
         with pytest.raises((IndexError, RuntimeError)):
             run_tokens(model, limit + 1)
@@ -449,19 +449,19 @@ class TestTokenLimit:
     def test_the_tokenizer_may_set_the_lower_limit(self):
         """What the teacher was trained on, rather than what it has room for."""
         tokenizer = tiny.tokenizer()
-        assert most_tokens(tiny.bert().config, tokenizer) == 32
+        assert max_tokens(tiny.bert().config, tokenizer) == 32
         tokenizer.model_max_length = 16
-        assert most_tokens(tiny.bert().config, tokenizer) == 16
+        assert max_tokens(tiny.bert().config, tokenizer) == 16
         tokenizer.model_max_length = 40
-        assert most_tokens(tiny.bert().config, tokenizer) == 32
+        assert max_tokens(tiny.bert().config, tokenizer) == 32
 
     def test_a_tokenizer_without_a_limit_sets_none(self):
         """Its limit is a number of 30 digits, too large for a tensor."""
         tokenizer = word_pieces(tiny.VOCABULARY)
         assert tokenizer.model_max_length > 10**9
-        assert most_tokens(tiny.bert().config, tokenizer) == 32
-        assert most_tokens(AutoConfig.for_model("t5"), tokenizer) is None
-        assert most_tokens(AutoConfig.for_model("xlnet"), tokenizer) is None
+        assert max_tokens(tiny.bert().config, tokenizer) == 32
+        assert max_tokens(AutoConfig.for_model("t5"), tokenizer) is None
+        assert max_tokens(AutoConfig.for_model("xlnet"), tokenizer) is None
 
 
 class TestSelectPositions:

@@ -21,8 +21,8 @@ from transformers import (
 from transformers.utils import logging
 
 from hf_distill.data.images import channels_of, image_array
-from hf_distill.data.target_columns import SoftTargetColumns
-from hf_distill.data.teacher_views import TeacherViews, guess_columns
+from hf_distill.data.target_columns import SoftTargetColumnCollator
+from hf_distill.data.teacher_views import TeacherInputCollator, guess_columns
 from hf_distill.data.text import tokenize_text, tokenize_words
 from tests.data.test_processors import byte_level, image_processor
 
@@ -52,9 +52,9 @@ def text_rows(texts: list = TEXTS, seconds: list | None = None) -> list[dict[str
     return [{**row, **{name: columns[name][i] for name in columns}} for i, row in enumerate(tokenized)]
 
 
-def text_views(*processors: Any, **changes: Any) -> TeacherViews:
+def text_views(*processors: Any, **changes: Any) -> TeacherInputCollator:
     student = tiny.tokenizer()
-    return TeacherViews(
+    return TeacherInputCollator(
         DataCollatorWithPadding(student), processors, **{"columns": ["first"], "kind": "text", **changes}
     )
 
@@ -176,10 +176,12 @@ def word_rows(words: list = WORDS, *, max_length: int | None = None, tokenizer: 
     return [{**row, "words": words[i]} for i, row in enumerate(tokenized)]
 
 
-def word_views(teacher: Any, *, student: Any = None, collator: Any = None, **changes: Any) -> TeacherViews:
+def word_views(teacher: Any, *, student: Any = None, collator: Any = None, **changes: Any) -> TeacherInputCollator:
     student = student or tiny.tokenizer()
     collator = collator or DataCollatorForTokenClassification(student)
-    return TeacherViews(collator, [teacher], columns=["words"], kind="words", student_processor=student, **changes)
+    return TeacherInputCollator(
+        collator, [teacher], columns=["words"], kind="words", student_processor=student, **changes
+    )
 
 
 def first_pieces_by_hand(tokenizer: Any, words: list[str]) -> dict[int, tuple[int, int]]:
@@ -333,8 +335,8 @@ def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (9, 7)) -> Ima
 
 
 class TestImages:
-    def views(self, *processors: Any, columns: tuple[str, ...] = ("image",)) -> TeacherViews:
-        return TeacherViews(default_data_collator, processors, columns=columns, kind="image")
+    def views(self, *processors: Any, columns: tuple[str, ...] = ("image",)) -> TeacherInputCollator:
+        return TeacherInputCollator(default_data_collator, processors, columns=columns, kind="image")
 
     def rows(self, *modes: str) -> list[dict[str, Any]]:
         return [
@@ -473,7 +475,7 @@ class TestSoftTargetColumns:
         for row, target in zip(rows, targets, strict=True):
             row["teacher_logits"] = target
             del row["first"]
-        batch = SoftTargetColumns(DataCollatorWithPadding(tiny.tokenizer()), "teacher_logits", 3)(rows)
+        batch = SoftTargetColumnCollator(DataCollatorWithPadding(tiny.tokenizer()), "teacher_logits", 3)(rows)
         assert batch["teacher_logits"].dtype == torch.float32
         assert batch["teacher_logits"].shape == (4, 3)
         assert batch["teacher_logits"][0].tolist() == [0.5, 1.5, -2.0]
@@ -485,10 +487,10 @@ class TestSoftTargetColumns:
 
     def test_a_row_that_lacks_the_column_has_no_soft_target(self):
         """Zeros in the place of nothing are a target: the uniform one."""
-        batch = SoftTargetColumns(default_data_collator, "teacher_probs", 2)([{"labels": 0}, {"labels": 1}])
+        batch = SoftTargetColumnCollator(default_data_collator, "teacher_probs", 2)([{"labels": 0}, {"labels": 1}])
         assert batch["teacher_probs"].shape == (2, 2)
         assert batch["teacher_probs"].isnan().all()
-        token_level = SoftTargetColumns(plain_tokens, "teacher_probs", 2, token_level=True)
+        token_level = SoftTargetColumnCollator(plain_tokens, "teacher_probs", 2, token_level=True)
         assert token_level([{"input_ids": [1, 2, 3]}])["teacher_probs"].shape == (1, 3, 2)
 
     @pytest.mark.parametrize(("side", "with_mask"), [("right", True), ("left", True), ("right", False)])
@@ -501,7 +503,7 @@ class TestSoftTargetColumns:
             row["teacher_logits"] = [[float(index), -1.0] for index in row["input_ids"]]
         rows[1]["teacher_logits"] = None
         collator = DataCollatorForTokenClassification(student)
-        batch = SoftTargetColumns(collator if with_mask else WithoutMask(collator), "teacher_logits", 2)(rows)
+        batch = SoftTargetColumnCollator(collator if with_mask else WithoutMask(collator), "teacher_logits", 2)(rows)
         targets, ids = batch["teacher_logits"], batch["input_ids"]
         assert targets.shape == (*ids.shape, 2)
         for number, row in enumerate(rows):
@@ -529,13 +531,13 @@ class TestSoftTargetColumns:
         """Logits of a teacher with more labels cut to fit; targets of another tokenizer's tokens."""
         rows = [{"input_ids": [1, 2, 3], "teacher_probs": entry} for entry in entries]
         with pytest.raises(ValueError, match=message):
-            SoftTargetColumns(plain_tokens, "teacher_probs", 2)(rows)
+            SoftTargetColumnCollator(plain_tokens, "teacher_probs", 2)(rows)
 
     def test_rows_of_the_wrong_level_are_refused(self):
         """One target for a text, spread over its tokens."""
         rows = [{"input_ids": [1, 2, 3], "teacher_probs": [1.0, 2.0]}]
         with pytest.raises(ValueError, match=r"must have the shape \(tokens, num_labels\)"):
-            SoftTargetColumns(plain_tokens, "teacher_probs", 2, token_level=True)(rows)
+            SoftTargetColumnCollator(plain_tokens, "teacher_probs", 2, token_level=True)(rows)
 
 
 def plain_tokens(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -543,8 +545,8 @@ def plain_tokens(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class TestTogether:
-    def collator(self, teacher: Any) -> SoftTargetColumns:
-        return SoftTargetColumns(text_views(teacher), "teacher_logits", 2)
+    def collator(self, teacher: Any) -> SoftTargetColumnCollator:
+        return SoftTargetColumnCollator(text_views(teacher), "teacher_logits", 2)
 
     def rows(self) -> list[dict[str, Any]]:
         return [{**row, "teacher_logits": [float(i), 0.0]} for i, row in enumerate(text_rows())]
@@ -557,8 +559,8 @@ class TestTogether:
 
     def test_one_may_wrap_the_other(self, teacher_tokenizer):
         """The columns of one left for the collator inside the other."""
-        other = TeacherViews(
-            SoftTargetColumns(DataCollatorWithPadding(tiny.tokenizer()), "teacher_logits", 2),
+        other = TeacherInputCollator(
+            SoftTargetColumnCollator(DataCollatorWithPadding(tiny.tokenizer()), "teacher_logits", 2),
             [teacher_tokenizer],
             columns=["first"],
             kind="text",

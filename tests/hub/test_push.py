@@ -144,8 +144,8 @@ class TestAndBack:
         second = push(Path("out"), "ada/second")
         assert f"base_model: {NAME}" in hub.files("ada/second")["README.md"].decode()
         assert second.notes == ()
-        (objection,) = second.license_warnings
-        assert objection.startswith(f"teacher `{NAME}`: its license is not known")
+        (license_conflict,) = second.license_warnings
+        assert license_conflict.startswith(f"teacher `{NAME}`: its license is not known")
 
     def test_the_card_is_one_that_the_hub_accepts(self, hub, trained):
         """Metadata that are refused after everything was uploaded."""

@@ -29,7 +29,7 @@ from hf_distill.hub.client import HubError
 from hf_distill.hub.destination import Destination
 from hf_distill.runs.cache import Cached, cache_soft_targets, share_soft_targets
 from hf_distill.runs.recipe.reading import load_recipe
-from hf_distill.teachers.cache.shards import Layout, ShardWriter
+from hf_distill.teachers.cache.shards import ShardWriter, StorageFormat
 from tests.runs.test_train import SMALL, run, text_recipe
 
 pytest_plugins = ["pushing_fixture"]
@@ -286,7 +286,7 @@ class TestAgain:
         key = json.loads(Path(TARGETS, "key.json").read_text())
         key["about"]["torch"] = "another"
         Path(TARGETS, "key.json").write_text(json.dumps(key))
-        writer = ShardWriter(Path(TARGETS), Layout("float16", None, token_level=False, temperature=1.0))
+        writer = ShardWriter(Path(TARGETS), StorageFormat("float16", None, token_level=False, temperature=1.0))
         writer.add(np.zeros((1, 16), np.uint8), [np.zeros((1, 2), np.float32)])
         writer.flush()
         first = share()
@@ -405,8 +405,8 @@ class TestPushFaults:
         hub.fault(
             "commit", lambda: hub.write(NAME, {"notes.txt": b"x"}, title="Say more", author="bob", kind="datasets")
         )
-        facts = json.loads(Path(TARGETS, "teacher.json").read_text())
-        Path(TARGETS, "teacher.json").write_text(json.dumps({**facts, "seed": 7}))
+        info = json.loads(Path(TARGETS, "teacher.json").read_text())
+        Path(TARGETS, "teacher.json").write_text(json.dumps({**info, "seed": 7}))
         with pytest.raises(HubError, match=r"bob \('Say more'.*Push again to put the soft targets on top of that"):
             share()
         assert files(hub)["notes.txt"] == b"x"
@@ -446,9 +446,9 @@ class TestPushFaults:
     def test_a_name_of_this_machine_stops_it(self, hub, here, monkeypatch):
         """The owner's name in public."""
         monkeypatch.setenv("LOGNAME", "grace")
-        facts = json.loads(Path(TARGETS, "teacher.json").read_text())
-        facts["teachers"][0]["words"] = "`grace-bert`"
-        Path(TARGETS, "teacher.json").write_text(json.dumps(facts))
+        info = json.loads(Path(TARGETS, "teacher.json").read_text())
+        info["teachers"][0]["words"] = "`grace-bert`"
+        Path(TARGETS, "teacher.json").write_text(json.dumps(info))
         with pytest.raises(ValueError, match=r"push stopped, secrets found: teacher.json, line \d+: the"):
             share()
         assert ("datasets", NAME) not in hub.repos

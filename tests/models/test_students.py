@@ -192,7 +192,7 @@ def test_layers_that_the_teacher_does_not_have_are_refused(layers: list[int]) ->
     ids=["resnet", "convnext", "albert"],
 )
 def test_a_teacher_without_one_stack_of_layers_is_refused(make: Any) -> None:
-    """Stages of different widths, or one layer used four times, taken for a stack."""
+    """Run of different widths, or one layer used four times, taken for a stack."""
     with pytest.raises(ValueError, match=r"one stack of layers.* has \d: use model: or config: for the student"):
         student_from_teacher(make(), [0])
 

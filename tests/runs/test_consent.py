@@ -21,7 +21,7 @@ from hf_distill.data.loading import load_rows, prepare_splits
 from hf_distill.evaluation.measuring import Metrics
 from hf_distill.evaluation.results import Results
 from hf_distill.hub.card.parts import code_of_others
-from hf_distill.runs.building import Cast, Member
+from hf_distill.runs.building import Member, ModelBuilder
 from hf_distill.runs.recipe.describe import plan
 from hf_distill.runs.recipe.reading import RecipeError, command_for, load_recipe, read_resolved
 from hf_distill.runs.recipe.schema import Recipe
@@ -547,7 +547,9 @@ class TestSettings:
         found = loaded(values if is_given else without(values, "its_teacher"))
         args = arguments(found, "student", Path("out"))
         members = [Member(found.teachers[0], tiny.bert(0), "its_teacher", None)]
-        assert Cast(found, prepare_splits(load_rows(path="data"), found.task)).at_work(members, args) == ["its_teacher"]
+        assert ModelBuilder(found, prepare_splits(load_rows(path="data"), found.task)).for_trainer(members, args) == [
+            "its_teacher"
+        ]
         assert args.teacher_trust_remote_code is is_given
 
     def test_a_run_that_was_begun_by_the_old_name_is_read(self):

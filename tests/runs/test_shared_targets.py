@@ -138,7 +138,7 @@ def test_the_student_is_that_of_the_teacher(kind, monkeypatch):
     """Soft targets of other rows, of other members, or without weights: a worse student, and no error."""
     recipe = MAKERS[kind]()
     first = run({**recipe, "baseline": False})
-    assert cache_soft_targets(load_recipe("recipe.yaml"), "recipe").num_asked == 0  # teachers are loaded this time
+    assert cache_soft_targets(load_recipe("recipe.yaml"), "recipe").num_computed == 0  # teachers are loaded this time
     for folder in ("out/teacher", "out/teacher-1", "out/teacher-2", "vit", "special", "ready"):
         shutil.rmtree(folder, ignore_errors=True)
     monkeypatch.delattr(casting, "load_teacher")
@@ -272,9 +272,9 @@ class TestWhatDoesNotFit:
         """All rows are missing, and a user looks for the reason in the data."""
         recipe["data"]["max_length"] = 4
         assert "(made with data.max_length 32 there and 4 here)" in refusal(recipe)
-        facts = json.loads(Path(TARGETS, "teacher.json").read_text())
+        info = json.loads(Path(TARGETS, "teacher.json").read_text())
         others = {"id": "ada/rows", "name": "small", "revision": "f" * 40, "max_train_rows": 8, "eval_split": "dev"}
-        Path(TARGETS, "teacher.json").write_text(json.dumps({**facts, "data": {**facts["data"], **others}}))
+        Path(TARGETS, "teacher.json").write_text(json.dumps({**info, "data": {**info["data"], **others}}))
         assert (
             "(made with data.dataset 'ada/rows' there and None here; data.name 'small' there and None here; "
             "data.eval_split 'dev' there and None here; "

@@ -251,7 +251,7 @@ class TestStages:
 
     @pytest.mark.slow
     def test_a_student_learns_from_the_stage_before_it(self):
-        """Stages that are trained and then passed over."""
+        """Run that are trained and then passed over."""
         recipe = ensemble_recipe(baseline=False, training={"alpha": 0.0})
         recipe["teacher"] = recipe["teacher"][0]
         recipe["stages"] = [{**recipe["student"]}]

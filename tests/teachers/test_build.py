@@ -40,7 +40,7 @@ def named(*names: str) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
-def at_work(members: Any, student: nn.Module | None = None, views: Views | None = None, **settings: Any) -> Any:
+def for_trainer(members: Any, student: nn.Module | None = None, views: Views | None = None, **settings: Any) -> Any:
     student = student or tiny.bert(0)
     count = len(members) if isinstance(members, list) else 0
     views = views or Views([], [None] * count, [], [True] * count)
@@ -193,11 +193,11 @@ class TestAtWork:
     def test_each_kind_of_teacher_becomes_one_at_work(self):
         """A list of one that is taken for an ensemble costs two copies of the logits."""
         model = tiny.bert(1)
-        assert isinstance(at_work("teacher_probs"), TeacherColumn)
-        assert isinstance(at_work(lambda batch: batch), TeacherFunction)
-        assert isinstance(at_work([model]), TeacherModel)
+        assert isinstance(for_trainer("teacher_probs"), TeacherColumn)
+        assert isinstance(for_trainer(lambda batch: batch), TeacherFunction)
+        assert isinstance(for_trainer([model]), TeacherModel)
         special = Specialist(tiny.bert(3, **named("red", "dustbin")), 2.0)
-        made = at_work([special, tiny.bert(2), model], teacher_weights=[1.0, 3.0], teacher_combination="geometric")
+        made = for_trainer([special, tiny.bert(2), model], teacher_weights=[1.0, 3.0], teacher_combination="geometric")
         assert isinstance(made, TeacherEnsemble)
         assert [teacher.model for teacher in made.generalists][1] is model
         assert made.combination.weights == (0.25, 0.75)
@@ -208,7 +208,7 @@ class TestAtWork:
         """Two teachers that number their classes differently, averaged class by class."""
         batch = {"input_ids": torch.randint(5, 20, (2, 4)), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
         plain, reversed_order = tiny.bert(1), tiny.bert(2, **named("blue", "green", "red"))
-        made = at_work([plain, reversed_order])
+        made = for_trainer([plain, reversed_order])
         one, other = made(batch).logits
         with torch.no_grad():
             assert torch.equal(one, plain(**batch).logits)
@@ -218,7 +218,7 @@ class TestAtWork:
         """The member with the student's names is refused for lacking the others'."""
         foreign = tiny.bert(2, **named("bleu", "rouge", "vert"))
         label_map = {"red": "rouge", "green": "vert", "blue": "bleu"}
-        made = at_work([tiny.bert(1), foreign], teacher_label_map=label_map)
+        made = for_trainer([tiny.bert(1), foreign], teacher_label_map=label_map)
         batch = {"input_ids": torch.randint(5, 20, (2, 4))}
         with torch.no_grad():
             assert torch.equal(made(batch).logits[1], foreign(**batch).logits[:, [1, 2, 0]])
@@ -226,7 +226,7 @@ class TestAtWork:
     def test_specialists_end_with_their_dustbin(self):
         """The dustbin read as a class."""
         model = tiny.bert(3, **named("dustbin", "blue", "red"))
-        made = at_work([tiny.bert(1), Specialist(model)])
+        made = for_trainer([tiny.bert(1), Specialist(model)])
         batch = {"input_ids": torch.randint(5, 20, (2, 4))}
         with torch.no_grad():
             assert torch.equal(made(batch).logits[1], model(**batch).logits[:, [1, 2, 0]])
@@ -246,7 +246,7 @@ class TestAtWork:
         """Of five teachers, nobody knows which one."""
         made = [tiny.bert(seed, **names) for seed, names in enumerate(members, start=1)]
         with pytest.raises(ValueError, match=message):
-            at_work(made, **settings)
+            for_trainer(made, **settings)
 
     @pytest.mark.parametrize(
         ("names", "message"),
@@ -258,13 +258,13 @@ class TestAtWork:
     def test_the_specialist_that_does_not_fit_is_named(self, names, message):
         """Specialists count as teachers in the list that the user has written."""
         with pytest.raises(ValueError, match=message):
-            at_work([tiny.bert(1), Specialist(tiny.bert(2, **names))])
+            for_trainer([tiny.bert(1), Specialist(tiny.bert(2, **names))])
 
     def test_a_specialist_and_a_student_without_names_are_refused(self):
         """Its classes cannot be found, and would be guessed."""
         student = nn.Linear(4, 3)
         with pytest.raises(ValueError, match="a specialist's classes are found by name"):
-            at_work([nn.Linear(4, 3), Specialist(nn.Linear(4, 2))], student)
+            for_trainer([nn.Linear(4, 3), Specialist(nn.Linear(4, 2))], student)
 
     def test_a_teacher_without_a_stated_processor_is_compared_with_the_students(self):
         """Another vocabulary's ids, read without a word."""

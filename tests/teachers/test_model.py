@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from hf_distill.teachers.model import TeacherModel, label_index, refuse_own_teacher
+from hf_distill.teachers.model import TeacherModel, check_not_student, label_index
 from hf_distill.teachers.source import check_logits
 
 CPU = torch.device("cpu")
@@ -245,7 +245,7 @@ def test_a_student_that_wraps_its_teacher_is_refused() -> None:
 def test_a_copy_may_teach() -> None:
     """Equal weights taken for shared ones."""
     model = tiny.bert()
-    refuse_own_teacher(copy.deepcopy(model), model)
+    check_not_student(copy.deepcopy(model), model)
 
 
 # ---- Logits that are not numbers ----

@@ -30,7 +30,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_distill import DistillationConfig, DistillationTrainer, Specialist
 from hf_distill.data.images import ImageRows
-from hf_distill.data.soft_targets import CACHED_LOGITS, CACHED_MASK, WithSoftTargets
+from hf_distill.data.soft_targets import CACHED_LOGITS, CACHED_MASK, CachedDataset
 from hf_distill.teachers.cache import shards
 from hf_distill.teachers.cache.cache import SoftTargetCache
 from hf_distill.teachers.cache.cached_teacher import CachedTeacher
@@ -933,7 +933,7 @@ class TestViews:
         made = trainer(None, Shifted(), kept=FOLDER, teacher_logits_views=2)
         made.precompute_teacher_logits()
         ((_, targets),) = made.cache._rows
-        workers_copy = WithSoftTargets(Shifted(), targets)
+        workers_copy = CachedDataset(Shifted(), targets)
         expected = Shifted()
         for epoch in (1, 2, 3):
             targets.set_epoch(epoch)

@@ -29,7 +29,7 @@ from hf_distill.hub import client as asking
 from hf_distill.hub.card.trainer_card import Stated, trainer_card
 from hf_distill.hub.readme import BEGIN, END
 from hf_distill.models import MLPConfig, MLPForImageClassification
-from hf_distill.training.card_info import training_facts
+from hf_distill.training.card_info import card_info_of
 from hf_distill.training.provenance import Provenance
 from hf_distill.training.trainer_hub import TrainerHub
 
@@ -863,16 +863,16 @@ class TestCard:
             student = tiny.bert(0, num_labels=12, id2label=None, label2id=None)
             student.config.id2label = {key: names[int(key)] for key in keys}
             trainer = made(student, tiny.bert(1, **student_labels(names)))
-            assert training_facts(trainer, Provenance.of(trainer), None).data["label_names"] == names
+            assert card_info_of(trainer, Provenance.of(trainer), None).data["label_names"] == names
 
     def test_rows_of_the_hub_are_named_with_their_commit(self):
         """A data set that is known, and left out; or one that is guessed."""
         trainer = measured()
         trainer.evaluate()
-        facts = training_facts(trainer, Provenance.of(trainer), None)
+        info = card_info_of(trainer, Provenance.of(trainer), None)
         known = {"id": "a/reviews", "revision": SHA, "config": "short"}
-        facts = replace(facts, lineage={**facts.lineage, "dataset": known}, data={**facts.data, "split": "validation"})
-        card = trainer_card(facts, Stated("mine"))
+        info = replace(info, lineage={**info.lineage, "dataset": known}, data={**info.data, "split": "validation"})
+        card = trainer_card(info, Stated("mine"))
         assert card.data.datasets == ["a/reviews"]
         (result,) = card.data.eval_results
         assert (result.dataset_revision, result.dataset_config, result.dataset_split) == (SHA, "short", "validation")

@@ -16,7 +16,7 @@ _TEXT = """\
 Soft targets of {rows} rows of {data}: the logits of {teachers}, kept with hf_distill so that students can be distilled
 from that teacher without running it. There are no rows in this repository, only digests by which they are found.
 
-{facts}
+{info}
 
 ## Learn from them
 
@@ -26,7 +26,7 @@ In a recipe for `hf-distill train`, which needs no teacher then (`revision`, in 
 {recipe}
 ```
 
-In Python, with rows that were made as those were that the teacher has answered for:
+In Python, with rows that were made as those were that these are cached for:
 
 ```python
 {python}
@@ -39,19 +39,19 @@ says how they were made, and a student whose labels or inputs are others is refu
 
 - They are of the rows named above, prepared in the same way, and of no others; others are refused, with their number.
 - They hold the teacher's mistakes. Its license ({license}) may bind what is made with them.
-- Whoever has a row can tell by its digest whether the teacher was asked about it."""
+- Whoever has a row can tell by its digest whether its soft targets are here."""
 
 
 def target_card(
-    key: Mapping[str, Any], facts: Mapping[str, Any], *, num_rows: int, num_bytes: int, repo_id: str
+    key: Mapping[str, Any], info: Mapping[str, Any], *, num_rows: int, num_bytes: int, repo_id: str
 ) -> DatasetCard:
     """Make the card of soft targets."""
-    teachers, data = facts["teachers"], facts["data"]
+    teachers, data = info["teachers"], info["data"]
     names = [_linked(teacher) for teacher in teachers]
     metadata = DatasetCardData(
         pretty_name=f"Soft targets: {repo_id.split('/')[-1]}",
         tags=["hf-distill", "knowledge-distillation", "soft-targets"],
-        task_categories=[facts["task"]] if facts["task"] else None,
+        task_categories=[info["task"]] if info["task"] else None,
         size_categories=[next((name for limit, name in _SIZES if num_rows < limit), "n>1M")],
         viewer=False,  # key.json and teacher.json are no rows
     )
@@ -61,20 +61,20 @@ def target_card(
         rows=f"{num_rows:,}",
         data=_data_words(data),
         teachers=names[0] if len(names) == 1 else f"{len(names)} teachers ({'; '.join(names)})",
-        facts=table(_facts(key, facts, num_rows, num_bytes)),
-        recipe=_recipe(facts, repo_id),
-        python=_python(key, facts, repo_id),
+        info=table(_table_rows(key, info, num_rows, num_bytes)),
+        recipe=_recipe(info, repo_id),
+        python=_python(key, info, repo_id),
         license=", ".join(licenses),
     )
     return DatasetCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
 
 
-def _facts(
-    key: Mapping[str, Any], facts: Mapping[str, Any], num_rows: int, num_bytes: int
+def _table_rows(
+    key: Mapping[str, Any], info: Mapping[str, Any], num_rows: int, num_bytes: int
 ) -> Iterator[tuple[str, str]]:
-    data, about = facts["data"], key.get("about", {})
-    for place, teacher in enumerate(facts["teachers"], start=1):
-        name = "teacher" if len(facts["teachers"]) == 1 else f"teacher {place}"
+    data, about = info["data"], key.get("about", {})
+    for place, teacher in enumerate(info["teachers"], start=1):
+        name = "teacher" if len(info["teachers"]) == 1 else f"teacher {place}"
         commit = f", commit {teacher['revision'][:12]}" if teacher["revision"] else ""
         count = f", {teacher['num_parameters']:,} parameters" if teacher["num_parameters"] else ""
         yield name, f"{_linked(teacher)}{commit}{count}, license {teacher['license'] or 'not known'}"
@@ -84,9 +84,9 @@ def _facts(
     yield "data", f"{_data_words(data)}{commit}" + (f": {', '.join(splits)}" if splits else "")
     if data.get("max_length"):
         yield "tokens kept of a text", str(data["max_length"])
-    if facts["views"]:
+    if info["views"]:
         changes = ", ".join(f"{name} {value}" for name, value in (data.get("augment") or {}).items() if value)
-        yield "views of a training row", f"{facts['views']} ({changes}; seed {facts['seed']})"
+        yield "views of a training row", f"{info['views']} ({changes}; seed {info['seed']})"
     labels = key["labels"] or []
     more = f" and {len(labels) - _MOST_LABELS} more" if len(labels) > _MOST_LABELS else ""
     yield "labels, in the order of the logits", ", ".join(f"`{name}`" for name in labels[:_MOST_LABELS]) + more
@@ -114,7 +114,7 @@ def _data_words(data: Mapping[str, Any]) -> str:
     return (f"`{name}`" if ":" in name else f"[{name}]({_HUB}/datasets/{name})") + configuration
 
 
-def _recipe(facts: Mapping[str, Any], repo_id: str) -> str:
+def _recipe(info: Mapping[str, Any], repo_id: str) -> str:
     """Write a recipe whose rows are those that have soft targets; who learns is left to the reader."""
     names = (
         "name",
@@ -126,23 +126,23 @@ def _recipe(facts: Mapping[str, Any], repo_id: str) -> str:
         "max_length",
         "background",
     )
-    stated = facts["data"]
+    stated = info["data"]
     data = {"dataset": stated.get("id") or "your-name/the-same-data"}
     data |= {name: stated[name] for name in names if stated.get(name) is not None}
     augment = {name: value for name, value in (stated.get("augment") or {}).items() if value}
     recipe: dict[str, Any] = {
-        "task": facts["task"] or "text-classification",
+        "task": info["task"] or "text-classification",
         "data": {**data, "augment": augment} if augment else data,
         "teacher": {"logits": repo_id},
         "student": {"model": "your-name/small"},
-        "training": {"seed": 42 if facts["seed"] is None else facts["seed"]},  # by which splits and views are drawn
+        "training": {"seed": 42 if info["seed"] is None else info["seed"]},  # by which splits and views are drawn
         "output_dir": "runs/student",
     }
     return yaml_of(recipe).rstrip()
 
 
-def _python(key: Mapping[str, Any], facts: Mapping[str, Any], repo_id: str) -> str:
-    views = f"    teacher_logits_views={facts['views']},\n" if facts["views"] else ""
+def _python(key: Mapping[str, Any], info: Mapping[str, Any], repo_id: str) -> str:
+    views = f"    teacher_logits_views={info['views']},\n" if info["views"] else ""
     return f"""\
 from huggingface_hub import snapshot_download
 

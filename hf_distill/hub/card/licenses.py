@@ -16,7 +16,7 @@ _NON_COMMERCIAL = re.compile(r"cc-by-nc-.+")
 _SHARE_ALIKE = re.compile(r"(a|l)?gpl(-.+)?|gfdl|cc-by-(nc-)?sa-.+|osl-.+|eupl-.+")
 
 
-def objection(teacher_license: str | None, student_license: str | None) -> str | None:
+def license_conflict(teacher_license: str | None, student_license: str | None) -> str | None:
     """Say in one line what a teacher's license forbids a student, or binds it to; None: nothing that is known.
 
     It is a reading of names, not legal advice: whether a distilled model derives from its teacher is for the license
@@ -58,7 +58,7 @@ def _named(member: Mapping[str, Any]) -> str | None:
     return None if words is None or words.startswith("a `") else str(words)
 
 
-def objections(recipe: Mapping[str, Any], lineage: Mapping[str, Any], license: str | None) -> list[str]:
+def license_conflicts(recipe: Mapping[str, Any], lineage: Mapping[str, Any], license: str | None) -> list[str]:
     """Return a line for each model whose license has something to say to the student's, teachers first."""
     teachers = recipe["teacher"] if isinstance(recipe["teacher"], list) else [recipe["teacher"]]
     stages = recipe.get("stages", [])
@@ -76,7 +76,7 @@ def objections(recipe: Mapping[str, Any], lineage: Mapping[str, Any], license: s
         if section.get("model") is None or not lineage:
             continue
         name = origin.get("model") or last_name(section["model"].strip("`"))
-        said = objection(origin.get("license"), license)
+        said = license_conflict(origin.get("license"), license)
         if said is not None and name not in lines:
             lines[name] = f"{role} `{name}`: {said}"
     return list(lines.values())

@@ -32,7 +32,7 @@ def limits(recipe: Mapping[str, Any], results: Results) -> list[str]:
         found.append(_CHOSEN_ON_THE_SAME)
     found.append(_ONE_RUN)
     found.append(
-        "It was taught to answer as its teacher does, mistakes included, and agrees with it on "
+        "It was taught to predict what its teacher predicts, mistakes included, and agrees with it on "
         f"{results.agreement:.2%} of the predictions. {_BIAS}"
     )
     found.append(_one_of(len(results.data["label_names"])))
@@ -57,7 +57,7 @@ def limits_of_training(
         if is_measured:
             found.append(_NO_BASELINE)
         found.append(_ONE_RUN.replace(" of each model", ""))
-        found.append(f"It was taught to answer as its teacher does, mistakes included. {_BIAS}")
+        found.append(f"It was taught to predict what its teacher predicts, mistakes included. {_BIAS}")
         if any(teacher.get("column") for teacher in recipe["teacher"]):
             found.append(_COLUMN)
     else:

@@ -12,7 +12,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from hf_distill.hub.portable import is_local
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LICENCE = re.compile(r"[\w.+-]{1,60}", re.ASCII)
+_LICENSE = re.compile(r"[\w.+-]{1,60}", re.ASCII)
 NOWHERE: dict[str, Any] = {"model": None, "revision": None, "license": None}
 
 
@@ -59,9 +59,9 @@ def _hub_card(model: str, revision: str) -> str:
     try:
         # Once and not for long: no license is worth the client's half a minute of retries.
         url = hf_hub_url(model, "README.md", revision=revision)
-        answer = get_session().get(url, headers=build_hf_headers(), timeout=5, follow_redirects=True)
-        return str(answer.text) if answer.status_code == 200 else ""
-    except Exception:  # no network, a proxy's certificate, an answer that is cut off: the license is not known
+        reply = get_session().get(url, headers=build_hf_headers(), timeout=5, follow_redirects=True)
+        return str(reply.text) if reply.status_code == 200 else ""
+    except Exception:  # no network, a proxy's certificate, an reply that is cut off: the license is not known
         return ""
 
 
@@ -82,12 +82,12 @@ def _license(card: str) -> dict[str, Any]:
     license = stated.get("license")
     if isinstance(license, list) and len(license) == 1:
         license = license[0]
-    if not isinstance(license, str) or not _LICENCE.fullmatch(license):
+    if not isinstance(license, str) or not _LICENSE.fullmatch(license):
         return {"license": None}
     found = {"license": license.lower()}
     if found["license"] == "other":
         name, link = stated.get("license_name"), stated.get("license_link")
-        found |= {"license_name": name} if isinstance(name, str) and _LICENCE.fullmatch(name) else {}
+        found |= {"license_name": name} if isinstance(name, str) and _LICENSE.fullmatch(name) else {}
         # A name of a file would point into the student's own repository, which has no such file.
         found |= {"license_link": link} if isinstance(link, str) and link.startswith("https://") else {}
     return found

@@ -8,9 +8,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_distill.evaluation.results import Results
 from hf_distill.evaluation.tables import markdown_table, results_table, summary
-from hf_distill.hub.card.licenses import objections, student_license
+from hf_distill.hub.card.licenses import license_conflicts, student_license
 from hf_distill.hub.card.limits import limits
-from hf_distill.hub.card.origins import Ancestry, inferred_lineage, lineage_table
+from hf_distill.hub.card.origins import Origins, inferred_lineage, lineage_table
 from hf_distill.hub.card.parts import (
     TEMPLATE,
     base_model_fields,
@@ -40,49 +40,49 @@ def model_card(
 ) -> ModelCard:
     """Fill in the card of a distilled student."""
     lineage = results.lineage or inferred_lineage(recipe)
-    ancestry = Ancestry(recipe, lineage)
+    origins = Origins(recipe, lineage)
     shared = portable(recipe, lineage)
     data, training = shared["data"], shared["training"]
     name = repo_id or f"your-name/{results.recipe.split('/')[-1]}"
-    license = student_license(recipe, lineage, license)
-    source = ancestry.dataset or data["dataset"] or data["path"]
+    chosen = student_license(recipe, lineage, license)
+    source = origins.dataset or data["dataset"] or data["path"]
     card_data = ModelCardData(
-        **license_fields(license),
-        library_name="peft" if ancestry.is_adapter else "transformers",
+        **license_fields(chosen),
+        library_name="peft" if origins.is_adapter else "transformers",
         pipeline_tag=results.task,
         datasets=[
-            *([ancestry.dataset] if ancestry.dataset and ":" not in ancestry.dataset else []),
-            *ancestry.soft_targets,
+            *([origins.dataset] if origins.dataset and ":" not in origins.dataset else []),
+            *origins.soft_targets,
         ]
         or None,
         metrics=[name for name in _names(shared["metrics"]) if not name.startswith("./")] or None,
         tags=["knowledge-distillation", "distillation"],
         model_name=name.split("/")[-1],
-        eval_results=_eval_results(results, data, source, ancestry.dataset_revision),
-        **base_model_fields(ancestry),
+        eval_results=_eval_results(results, data, source, origins.dataset_revision),
+        **base_model_fields(origins),
     )
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
         title=repo_id.split("/")[-1] if repo_id else results.recipe,
         task_words=results.task.replace("-", " ").capitalize(),
-        teacher_words=ancestry.teacher_words,
-        student_words=ancestry.student_words,
+        teacher_words=origins.teacher_words,
+        student_words=origins.student_words,
         table=markdown_table(results),
         summary=summary(results),
         num_eval_rows=f"{results.data['num_eval_rows']:,}",
-        judged_split=_judged_split(data) or "the evaluation split",
+        eval_split=_eval_split(data) or "the evaluation split",
         moment="the best evaluation" if training.get("load_best_model_at_end") else "the last step",
         seed=training.get("seed", 42),
         has_baseline=results.baseline is not None,
         plot=plot,
         usage=usage(shared, results, name),
-        lineage=lineage_table(ancestry, results),
+        lineage=lineage_table(origins, results),
         making=table(_making(shared, results, source)),
         code_of_others=code_of_others(shared),
         command=command,
-        shortened=ancestry.has_local or recipe["data"]["path"] is not None,
-        license=license_words(license, objections(recipe, lineage, license.get("license"))),
+        shortened=origins.has_local or recipe["data"]["path"] is not None,
+        license=license_words(chosen, license_conflicts(recipe, lineage, chosen.get("license"))),
         limits="\n".join(f"- {line}" for line in limits(shared, results)),
     )
 
@@ -136,7 +136,7 @@ def _eval_results(results: Results, data: Mapping[str, Any], source: str, revisi
             dataset_type=source,
             dataset_name=source,
             dataset_config=data["name"],
-            dataset_split=_judged_split(data),
+            dataset_split=_eval_split(data),
             dataset_revision=revision,
             metric_type=name,
             metric_name=_METRIC_NAMES.get(name, name),
@@ -179,7 +179,7 @@ def _making(recipe: Mapping[str, Any], results: Results, source: str) -> Iterato
     yield "environment", ", ".join(f"{name} {version}" for name, version in results.environment.items())
 
 
-def _judged_split(data: Mapping[str, Any]) -> str | None:
+def _eval_split(data: Mapping[str, Any]) -> str | None:
     split = data["test_split"] or data["eval_split"]
     return None if split is None else split_words(split, data["train_split"])
 

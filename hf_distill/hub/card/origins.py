@@ -9,7 +9,7 @@ from hf_distill.hub.portable import is_local, last_name
 _HUB = "https://huggingface.co"
 
 
-class Ancestry:
+class Origins:
     """The models and data of a run, each with where it came from."""
 
     def __init__(self, recipe: Mapping[str, Any], lineage: Mapping[str, Any]) -> None:
@@ -104,33 +104,33 @@ def inferred_lineage(recipe: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def lineage_table(ancestry: Ancestry, results: Results | None = None) -> str:
+def lineage_table(origins: Origins, results: Results | None = None) -> str:
     """Return the table of what the student comes from: model or data, commit, license, seed, score."""
     metric = None if results is None else next(iter(results.student.metrics))
-    scores = {} if results is None else _scores(ancestry, results)
+    scores = {} if results is None else _scores(origins, results)
     lines = ["| | what | commit | license | seed |", "| --- | --- | --- | --- | --- |"]
     if metric is not None:
         lines = [lines[0] + f" {metric} |", lines[1] + " ---: |"]
-    count = len(ancestry.teachers)
-    for place, (section, origin) in enumerate(zip(ancestry.teachers, ancestry.origins["teachers"], strict=True)):
+    count = len(origins.teachers)
+    for place, (section, origin) in enumerate(zip(origins.teachers, origins.origins["teachers"], strict=True)):
         role = "teacher" if count == 1 else f"teacher-{place + 1}"
         what = _linked(section, origin) + ("" if section["training"] is None else ", trained here on the labels")
         lines.append(_line(role, what, origin, scores.get(role), metric))
-    for place, (section, origin) in enumerate(zip(ancestry.stages, ancestry.origins["stages"], strict=True)):
+    for place, (section, origin) in enumerate(zip(origins.stages, origins.origins["stages"], strict=True)):
         role = f"stage-{place + 1}"
         lines.append(_line(role, _linked(section, origin), origin, scores.get(role), metric))
-    own = ancestry.student_origin
-    lines.append(_line("student", _linked(ancestry.student, own), own, scores.get("student"), metric))
-    if ancestry.dataset is not None and ":" not in ancestry.dataset:
-        revision = ancestry.dataset_revision
-        link = f"[{ancestry.dataset}]({_HUB}/datasets/{ancestry.dataset})"
+    own = origins.student_origin
+    lines.append(_line("student", _linked(origins.student, own), own, scores.get("student"), metric))
+    if origins.dataset is not None and ":" not in origins.dataset:
+        revision = origins.dataset_revision
+        link = f"[{origins.dataset}]({_HUB}/datasets/{origins.dataset})"
         empty = " | | |" if metric is None else " | | | |"
-        lines.append(f"| data | {link} | {_commit(f'datasets/{ancestry.dataset}', revision)}{empty}")
+        lines.append(f"| data | {link} | {_commit(f'datasets/{origins.dataset}', revision)}{empty}")
     return "\n".join(lines)
 
 
-def _scores(ancestry: Ancestry, results: Results) -> dict[str, ModelResult]:
-    teachers = {"teacher": results.teacher} if len(ancestry.teachers) == 1 else results.teachers
+def _scores(origins: Origins, results: Results) -> dict[str, ModelResult]:
+    teachers = {"teacher": results.teacher} if len(origins.teachers) == 1 else results.teachers
     return {**teachers, **results.stages, "student": results.student}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from hf_distill.hub.card.origins import Ancestry
+from hf_distill.hub.card.origins import Origins
 
 TEMPLATE = Path(__file__).parent / "template.md"
 _SOFT_LOSSES = {
@@ -23,15 +23,15 @@ def license_fields(license: Mapping[str, str]) -> dict[str, Any]:
     return {name: license.get(name) for name in ("license", "license_name", "license_link")}
 
 
-def base_model_fields(ancestry: Ancestry) -> dict[str, Any]:
+def base_model_fields(origins: Origins) -> dict[str, Any]:
     """Return the metadata about what a student comes from.
 
     Several base models are said to be no merge, which is what the Hub makes of them otherwise.
     """
-    models = ancestry.base_models
+    models = origins.base_models
     fields: dict[str, Any] = {"base_model": models[0] if len(models) == 1 else models or None}
     if len(models) > 1:
-        fields["base_model_relation"] = "adapter" if ancestry.is_adapter else "finetune"
+        fields["base_model_relation"] = "adapter" if origins.is_adapter else "finetune"
     return fields
 
 
@@ -69,7 +69,7 @@ def table(rows: Iterable[tuple[str, str]]) -> str:
 
 
 def license_words(license: Mapping[str, str], lines: Sequence[str]) -> str:
-    """Say which license it is, and what those of the teachers say to it (see `licenses.objections`)."""
+    """Say which license it is, and what those of the teachers say to it (see `licenses.license_conflicts`)."""
     own = license.get("license_name") or license.get("license")
     text = f"`{own}`." if own else "None is stated: whoever publishes it sets `license` at the head of README.md."
     return "\n".join([text, *(f"\n> **Before you use or publish it**: {line}." for line in lines)])

@@ -6,9 +6,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_distill.hub.card.licenses import objections, student_license
+from hf_distill.hub.card.licenses import license_conflicts, student_license
 from hf_distill.hub.card.limits import limits_of_training
-from hf_distill.hub.card.origins import Ancestry, lineage_table
+from hf_distill.hub.card.origins import Origins, lineage_table
 from hf_distill.hub.card.parts import (
     TEMPLATE,
     base_model_fields,
@@ -110,24 +110,24 @@ def trainer_card(
     license: str | None = None,
 ) -> ModelCard:
     """Fill in the card of a student; what is not known is left out."""
-    ancestry = Ancestry(training.recipe, training.lineage)
+    origins = Origins(training.recipe, training.lineage)
     shared = portable(training.recipe, training.lineage)
-    license = student_license(training.recipe, training.lineage, license or stated.license)
+    chosen = student_license(training.recipe, training.lineage, license or stated.license)
     title = _public(stated.model_name)
     tasks = _listed(stated.tasks) or _listed(training.task)
     data_sets = _data_sets(training, stated)
     tags = [*(_OF_A_TEACHER if training.recipe["teacher"] else ()), _OF_A_TRAINER, *_listed(stated.tags)]
     card_data = ModelCardData(
-        **license_fields(license),
+        **license_fields(chosen),
         language=_listed(stated.language) or None,
-        library_name="peft" if ancestry.is_adapter else "transformers",
+        library_name="peft" if origins.is_adapter else "transformers",
         pipeline_tag=next(iter(tasks), None),
         datasets=[each.id for each in data_sets if each.id is not None] or None,
         metrics=_metrics(training) or None,
         tags=list(dict.fromkeys(tags)),
         model_name=title,
         eval_results=_eval_results(training, tasks, data_sets) or None,
-        **base_model_fields(ancestry),
+        **base_model_fields(origins),
     )
     task_words = next(iter(tasks), "classification").replace("-", " ").capitalize()
     return ModelCard.from_template(
@@ -135,24 +135,24 @@ def trainer_card(
         template_path=str(TEMPLATE),
         title=title,
         task_words=task_words,
-        teacher_words=ancestry.teacher_words if training.recipe["teacher"] else None,
-        student_words=ancestry.student_words,
+        teacher_words=origins.teacher_words if training.recipe["teacher"] else None,
+        student_words=origins.student_words,
         table=_results(training) if training.evaluations else None,
         summary=_summary(training),
         plot=plot,
         plot_words="Losses and evaluations of the student by training step",
         usage=None if training.task is None else usage(shared, _Usable(training), repo_id or f"your-name/{title}"),
-        lineage=lineage_table(ancestry),
+        lineage=lineage_table(origins),
         making=table(_making(training, shared, data_sets)),
-        license=license_words(license, objections(training.recipe, training.lineage, license.get("license"))),
+        license=license_words(chosen, license_conflicts(training.recipe, training.lineage, chosen.get("license"))),
         limits="\n".join(f"- {line}" for line in _limits(training)),
     )
 
 
 def license_lines(training: Training, stated: Stated) -> list[str]:
-    """Return what the teachers' licenses say to the student's, a line each; see `licenses.objections`."""
-    license = student_license(training.recipe, training.lineage, stated.license).get("license")
-    return objections(training.recipe, training.lineage, license)
+    """Return what the teachers' licenses say to the student's, a line each; see `licenses.license_conflicts`."""
+    chosen = student_license(training.recipe, training.lineage, stated.license).get("license")
+    return license_conflicts(training.recipe, training.lineage, chosen)
 
 
 class _Usable:

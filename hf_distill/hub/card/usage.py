@@ -165,8 +165,8 @@ class _Student:
         return [f'inputs = tokenizer({texts}{cut}, return_tensors="pt")']
 
     @property
-    def answer(self) -> list[str]:
-        """Return the lines that ask the model and print its answer."""
+    def prediction(self) -> list[str]:
+        """Return the lines that run the model and print its prediction."""
         asked = ["with torch.no_grad():", "    logits = model(**inputs).logits"]
         if self.task == "token-classification":
             return [
@@ -222,7 +222,7 @@ def _by_itself(student: _Student) -> list[str]:
         f'{processor} = {student.processor}.from_pretrained("{student.name}"{student.remote_code})',
         f'model = {student.auto_model}.from_pretrained("{student.name}"{student.remote_code})',
         *student.inputs,
-        *student.answer,
+        *student.prediction,
     ]
 
 
@@ -257,7 +257,7 @@ def _of_adapter(student: _Student) -> list[str]:
         *models,
         f'{processor} = {student.processor}.from_pretrained("{student.name}")',
         *student.inputs,
-        *student.answer,
+        *student.prediction,
     ]
     if student.is_grey:
         return [words, _python(*(line.removesuffix(", pipeline") for line in loading))]

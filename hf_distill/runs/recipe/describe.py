@@ -17,7 +17,7 @@ from hf_distill.models.students import model_from_config, student_from_teacher
 from hf_distill.models.tasks import AUTO_CLASSES
 from hf_distill.runs.recipe.schema import Hub, Recipe, Stage, Student, Teacher
 from hf_distill.runs.shared_targets import UnreachableError, shared_targets
-from hf_distill.runs.workspace import refuse_mixed_folders, state_of
+from hf_distill.runs.workspace import check_folders_apart, state_of
 from hf_distill.teachers.memory import device_name, memory_needed
 from hf_distill.teachers.placement import check_placement_words
 
@@ -35,7 +35,7 @@ def plan(recipe: Recipe) -> list[tuple[str, str]]:
     results = split_words(data.test_split or data.eval_split or "the validation or test split", data.train_split)
     rows = f"at most {data.max_train_rows:,} rows of " if data.max_train_rows else ""
     check_placement_words(recipe.training.get("teacher_placement", "same"))
-    refuse_mixed_folders(recipe)
+    check_folders_apart(recipe)
     return [
         ("task", recipe.task),
         ("data", f"{data.dataset or data.path}: {rows}{data.train_split} for training, {results} for the results"),
@@ -70,7 +70,7 @@ def _soft_targets(recipe: Recipe) -> str:
         return str(error)
     assert shared is not None
     at = f" at {shared.commit[:12]}" if shared.commit else ""
-    rows = shared.facts["data"].get("num_rows")
+    rows = shared.info["data"].get("num_rows")
     count = f", {sum(rows.values()):,} rows" if rows else ""
     labels = shared.key["labels"] or []
     named = f" ({', '.join(labels)})" if 0 < len(labels) <= _MOST_LABELS else ""

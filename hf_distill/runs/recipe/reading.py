@@ -140,7 +140,7 @@ def differences(old: Recipe, new: Recipe, *, but: Callable[[str], bool] | None =
     ]
 
 
-def is_of_kept_targets(key: str) -> bool:
+def is_of_the_cache(key: str) -> bool:
     """Tell whether a setting says how soft targets are kept, which is nothing to teachers or students."""
     return _training_field(key) in NOT_OF_THE_TEACHERS
 

@@ -122,7 +122,7 @@ def logits_problems(recipe: Mapping[str, Any], key: str, *, is_alone: bool) -> l
         if settings.get("precompute_teacher_logits") is False:
             problems.append(
                 f"{section}.precompute_teacher_logits: false has no effect, {key}.logits are soft targets made "
-                "beforehand: leave it out"
+                "already: leave it out"
             )
     augment = recipe["data"]["augment"] or {}
     if recipe["training"].get("teacher_logits_views") is not None and not any(augment.values()):
@@ -194,8 +194,8 @@ OF_KEPT_TARGETS = (
 )
 # What may change for those who make soft targets alone: teachers and students are the same whatever it says.
 NOT_OF_THE_TEACHERS = (*OF_KEPT_TARGETS, "allow_untrained_teacher")
-# What may change as long as there are teachers alone: it reaches neither a teacher's training nor what is kept of its
-# answers. What is not named here counts as the teachers', too: some fields (tf32, torch_compile) change the process.
+# What may change as long as there are teachers alone: it reaches neither a teacher's training nor its
+# cached soft targets. What is not named here counts as the teachers', too: some fields (tf32) change the process.
 OF_THE_STUDENTS = (
     *NOT_OF_THE_TEACHERS,
     *("adam_beta1", "adam_beta2", "adam_epsilon", "optim", "optim_args", "weight_decay", "max_grad_norm"),
@@ -267,7 +267,7 @@ def _section_problems(
         else:
             sound[key] = value
     own = DistillationConfig.__annotations__
-    if problems:  # fields of TrainingArguments depend on each other, so with one of them out only our own are judged
+    if problems:  # fields of TrainingArguments depend on each other, so with one of them out only our own are checked
         sound = {key: value for key, value in sound.items() if key in own}
     try:
         DistillationConfig(**{**(shared or {}), **sound, "output_dir": "unused"})

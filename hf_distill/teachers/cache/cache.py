@@ -19,13 +19,13 @@ from transformers.utils import logging
 import hf_distill
 from hf_distill.data.fingerprints import LABEL_COLUMNS, columns_of, processor_settings
 from hf_distill.data.images import TEACHER_PIXELS
-from hf_distill.data.soft_targets import RowTargets, SoftTargetCollator, WithSoftTargets
-from hf_distill.data.teacher_views import TeacherViews
+from hf_distill.data.soft_targets import CachedDataset, RowSoftTargets, SoftTargetCollator
+from hf_distill.data.teacher_views import TeacherInputCollator
 from hf_distill.teachers.cache.cached_teacher import CachedTeacher
-from hf_distill.teachers.cache.fill import Rows, Share, answer, answers_of, distance
+from hf_distill.teachers.cache.fill import Rows, WorkShare, compute_rows, logits_of_rows, max_relative_difference
 from hf_distill.teachers.cache.key import ABOUT, check_key, names_of, read_key, teachers_key, write_key
-from hf_distill.teachers.cache.lookup import CachedRows, MissingTargetsError, digest_rows, missing_rows, num_missing
-from hf_distill.teachers.cache.shards import Layout, ShardWriter, held
+from hf_distill.teachers.cache.lookup import HashedRows, MissingTargetsError, hash_data_set, missing_rows, num_missing
+from hf_distill.teachers.cache.shards import ShardWriter, StorageFormat, held
 from hf_distill.teachers.cache.store import SoftTargets, shards_in
 from hf_distill.teachers.cache.target_form import check_key_form, check_targets
 from hf_distill.teachers.ensemble import check_weights
@@ -93,7 +93,7 @@ class SoftTargetCache:
         self._args = args
         self._accelerator = accelerator
         self._student_key = {"labels": labels, "level": "tokens" if is_token_level else "rows"}
-        self._rows: list[tuple[Any, RowTargets]] = []
+        self._rows: list[tuple[Any, RowSoftTargets]] = []
         self._has_warned = False
 
     @property
@@ -180,7 +180,7 @@ class SoftTargetCache:
         with torch.random.fork_rng(devices=[]):  # data loaders draw seeds, and training must not notice
             columns = self._columns_read(run)
             rows = [
-                digest_rows(
+                hash_data_set(
                     dataset,
                     columns,
                     num_views=self._args.teacher_logits_views,
@@ -196,7 +196,7 @@ class SoftTargetCache:
         assert self.targets is not None
         for each in rows:
             each.show(0)
-            found = RowTargets(
+            found = RowSoftTargets(
                 self.targets,
                 each.positions(self.targets),
                 digests=None if each.reader is None else each.digests,
@@ -225,9 +225,7 @@ class SoftTargetCache:
                     stacklevel=5,
                 )
             return rows
-        return WithSoftTargets(
-            rows.without_teacher_views() if hasattr(rows, "without_teacher_views") else rows, targets
-        )
+        return CachedDataset(rows.without_teacher_views() if hasattr(rows, "without_teacher_views") else rows, targets)
 
     def _columns_read(self, run: TeacherRun | None) -> set[str] | None:
         """Name the columns that may reach the teacher; None: any."""
@@ -241,7 +239,7 @@ class SoftTargetCache:
             return run.signature_columns - set(LABEL_COLUMNS)
         columns: set[str] = set()
         for member in members:
-            if member.view is None or self.is_token_level:  # the student's tokens decide where an answer belongs
+            if member.view is None or self.is_token_level:  # the student's tokens decide where soft targets belong
                 columns |= member.inputs
         return columns | ({*run.raw_columns, TEACHER_PIXELS} if run.views.processors else set())
 
@@ -250,7 +248,7 @@ class SoftTargetCache:
     def _key(self, dataset: Any, columns: set[str] | None, run: TeacherRun) -> dict[str, Any]:
         args, members, collator = self._args, run.members, run.collator
         reads_student = self.is_token_level or not members or any(member.view is None for member in members)
-        lengths = collator.max_lengths if isinstance(collator, TeacherViews) else []
+        lengths = collator.max_lengths if isinstance(collator, TeacherInputCollator) else []
         return {
             **self._student_key,
             "autocast": ("bfloat16" if args.bf16 else "float16") if args.bf16 or args.fp16 else None,
@@ -295,7 +293,7 @@ class SoftTargetCache:
 
     # ---- Computing ----
 
-    def _computed(self, rows: Sequence[CachedRows], columns: set[str] | None, run: TeacherRun) -> SoftTargets:
+    def _computed(self, rows: Sequence[HashedRows], columns: set[str] | None, run: TeacherRun) -> SoftTargets:
         """Return soft targets of all rows, computed now or before."""
         self._check_kept(run)
         key = self._key(rows[0].dataset, columns, run)
@@ -326,7 +324,7 @@ class SoftTargetCache:
         check_key(self.folder, found, key)
         return SoftTargets(self.folder)
 
-    def _completed(self, rows: Sequence[CachedRows], key: dict[str, Any], count: int, run: TeacherRun) -> SoftTargets:
+    def _completed(self, rows: Sequence[HashedRows], key: dict[str, Any], count: int, run: TeacherRun) -> SoftTargets:
         start = time.perf_counter()
         with self._locked(key, count):
             targets = self._opened(key, must_exist=True)
@@ -381,7 +379,7 @@ class SoftTargetCache:
             logger.warning(f"{file} is damaged: the soft targets of its rows are computed again")
             file.unlink(missing_ok=True)
 
-    def _grown(self, rows: Sequence[CachedRows], key: dict[str, Any]) -> SoftTargets:
+    def _grown(self, rows: Sequence[HashedRows], key: dict[str, Any]) -> SoftTargets:
         """Open the folder again, when all that the processes have written is seen there."""
         deadline = time.monotonic() + (_SECONDS_TO_APPEAR if self._accelerator.num_processes > 1 else 0.0)
         while True:
@@ -397,9 +395,9 @@ class SoftTargetCache:
                 )
             time.sleep(0.5)
 
-    def _compute_missing(self, rows: Sequence[CachedRows], targets: SoftTargets, run: TeacherRun) -> None:
+    def _compute_missing(self, rows: Sequence[HashedRows], targets: SoftTargets, run: TeacherRun) -> None:
         args, accelerator = self._args, self._accelerator
-        layout = Layout(
+        layout = StorageFormat(
             dtype=self._dtype(run),
             top_k=args.teacher_logits_top_k,
             token_level=self.is_token_level,
@@ -410,7 +408,7 @@ class SoftTargetCache:
         if accelerator.num_processes > 1:  # the work is shared out from one list
             rows_of_main = broadcast_object_list([numbers for _, _, numbers in missing])
             missing = [(each, view, numbers) for (each, view, _), numbers in zip(missing, rows_of_main, strict=True)]
-        share = Share(accelerator.process_index, accelerator.num_processes, args.teacher_placement == "sharded")
+        share = WorkShare(accelerator.process_index, accelerator.num_processes, args.teacher_placement == "sharded")
         progress = logging.tqdm(
             total=math.ceil(sum(len(numbers) for _, _, numbers in missing) / share.num_processes),
             desc="Teacher logits",
@@ -420,7 +418,7 @@ class SoftTargetCache:
         with progress:
             for each, view, numbers in missing:
                 each.show(view)
-                answer(
+                compute_rows(
                     self._chosen(each, view, numbers, run),
                     partial(self._run_teacher, run),
                     writer,
@@ -437,7 +435,7 @@ class SoftTargetCache:
         # `train_batch_size` is that of several.
         return int(self._args.teacher_logits_batch_size or 4 * self._args.per_device_train_batch_size)
 
-    def _chosen(self, rows: CachedRows, view: int, numbers: np.ndarray, run: TeacherRun) -> Rows:
+    def _chosen(self, rows: HashedRows, view: int, numbers: np.ndarray, run: TeacherRun) -> Rows:
         dataset, collator = run.readable(rows.dataset)
         return Rows(
             dataset,
@@ -462,7 +460,7 @@ class SoftTargetCache:
             ) from error
 
     def _compare(
-        self, rows: CachedRows, before: np.ndarray, targets: SoftTargets, key: dict[str, Any], run: TeacherRun
+        self, rows: HashedRows, before: np.ndarray, targets: SoftTargets, key: dict[str, Any], run: TeacherRun
     ) -> None:
         """Run a few rows again, of all lengths: some whose soft targets were there before, some of the others.
 
@@ -481,15 +479,15 @@ class SoftTargetCache:
         numbers, compute = np.concatenate(chosen), partial(self._run_teacher, run)
         some = self._chosen(rows, 0, numbers, run)
         tolerance = _TOLERANCE if _is_exact(key) else _TOLERANCE_OF_HALF
-        alone = answers_of(some, compute, alone=True)
-        change = distance(answers_of(some, compute, alone=True), alone)
+        alone = logits_of_rows(some, compute, alone=True)
+        change = max_relative_difference(logits_of_rows(some, compute, alone=True), alone)
         if change > tolerance:
             raise ValueError(
                 f"two forward passes of the same row differ by up to {change:.2g} of the largest logit, so soft "
                 "targets cannot be cached: the data collator, or the teacher, draws random numbers. Augment rows in "
                 "the data set's `set_epoch` alone, with teacher_logits_views, or leave precompute_teacher_logits out"
             )
-        spread = distance(answers_of(some, compute), alone)
+        spread = max_relative_difference(logits_of_rows(some, compute), alone)
         if spread > tolerance:
             tolerance = 2 * spread  # the cached ones were computed in batches
             warnings.warn(
@@ -500,7 +498,7 @@ class SoftTargetCache:
                 stacklevel=2,
             )
         cached = targets.fetch(targets.find(rows.digests[0, numbers]))
-        off = distance(cached, alone, self._args.teacher_logits_top_k)
+        off = max_relative_difference(cached, alone, self._args.teacher_logits_top_k)
         if off > tolerance:
             raise ValueError(
                 f"cached soft targets in {targets.path} differ from the teacher's of these rows now (by {off:.2g} of "

@@ -1,4 +1,4 @@
-"""Run a teacher once over rows, and keep what it says."""
+"""Run a teacher once over rows, and cache its soft targets."""
 
 import math
 import shutil
@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hf_distill.data.fingerprints import ItemDigests
+from hf_distill.data.fingerprints import ItemHashes
 from hf_distill.data.target_columns import first_token
 from hf_distill.teachers.cache.shards import ShardWriter
 from hf_distill.teachers.source import check_logits
 
-Ask = Callable[[dict[str, Any]], tuple[list[Tensor], Tensor | None]]
-"""Run the teacher on a batch: what its members say, and which rows or tokens it has an answer for (None: all)."""
+ComputeFn = Callable[[dict[str, Any]], tuple[list[Tensor], Tensor | None]]
+"""Run the teacher on a batch: its members' logits, and which rows or tokens have soft targets (None: all)."""
 
 _MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows that a teacher is asked about.
+    """Rows whose soft targets are computed.
 
     Attributes:
         dataset: the data set, as its collator takes it.
@@ -33,7 +33,7 @@ class Rows:
         digests: theirs, uint8 `(numbers, 16)`.
         sizes: theirs, by which they are put together.
         reader: digests rows that are read one by one, to see that they are the same as when they were looked up.
-        token_level: each token has an answer.
+        token_level: each token has soft targets.
         pin_memory: their batches go to a GPU.
     """
 
@@ -42,7 +42,7 @@ class Rows:
     numbers: np.ndarray
     digests: np.ndarray
     sizes: np.ndarray
-    reader: ItemDigests | None
+    reader: ItemHashes | None
     token_level: bool
     pin_memory: bool = False
 
@@ -51,7 +51,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkShare:
     """Which part of the work is this process's.
 
     Attributes:
@@ -87,17 +87,17 @@ class _Collate:
         return _Batch(inputs, lengths, inputs.get("attention_mask"), digests)
 
 
-def answer(
+def compute_rows(
     rows: Rows,
-    ask: Ask,
+    compute: ComputeFn,
     writer: ShardWriter,
     *,
     batch_size: int,
     num_workers: int = 0,
-    share: Share = Share(),
+    share: WorkShare = WorkShare(),
     progress: Any = None,
 ) -> None:
-    """Ask a teacher about rows, the longest first, and write down what it says.
+    """Compute the soft targets of rows, the longest first, and write them.
 
     Raises:
         ValueError: the logits are not numbers or out of the range of their type, a row has changed since it was looked
@@ -118,12 +118,12 @@ def answer(
         if batch.digests is not None and not np.array_equal(batch.digests, rows.digests[places]):
             changed = rows.numbers[places[(batch.digests != rows.digests[places]).any(-1)][0]]
             raise ValueError(
-                f"row {changed} of the data was another one when it was read again, so no soft targets can be kept "
-                "for it: rows that change are augmented in `set_epoch` alone, with teacher_logits_views; or leave "
+                f"row {changed} of the data was another one when it was read again, so its soft targets cannot be "
+                "cached: rows that change are augmented in `set_epoch` alone, with teacher_logits_views; or leave "
                 "precompute_teacher_logits out"
             )
-        members, mask = ask(batch.inputs)
-        # What the device has said of the batch before is fetched while it is at work on this one.
+        members, mask = compute(batch.inputs)
+        # The logits of the batch before are fetched while the device computes this one.
         if before is not None:
             _write(rows, *before, writer, progress)
         if number == 1:
@@ -134,32 +134,27 @@ def answer(
         _write(rows, *before, writer, progress)
 
 
-def answers_of(rows: Rows, ask: Ask, *, alone: bool = False) -> list[tuple[np.ndarray, ...]]:
-    """Ask a teacher about a few rows.
-
-    Args:
-        rows: those to ask about.
-        ask: runs the teacher.
-        alone: one after the other, not in one batch.
+def logits_of_rows(rows: Rows, compute: ComputeFn, *, alone: bool = False) -> list[tuple[np.ndarray, ...]]:
+    """Run a teacher on a few rows, in one batch or one after the other.
 
     Returns:
-        for each row what each member says: float32 `(num_labels,)`, or `(tokens, num_labels)` with NaN at tokens that
-        it has no answer for.
+        for each row the logits of each member: float32 `(num_labels,)`, or `(tokens, num_labels)` with NaN at tokens
+        without soft targets.
     """
     places = np.arange(len(rows))
-    answers: list[tuple[np.ndarray, ...]] = []
+    found: list[tuple[np.ndarray, ...]] = []
     for batch in _loaded(rows, np.split(places, len(places)) if alone else [places], 0):
-        members, mask = ask(batch.inputs)
-        answers += zip(*(_by_row(values, batch, mask) for values in members), strict=True)
-    return answers
+        members, mask = compute(batch.inputs)
+        found += zip(*(_by_row(values, batch, mask) for values in members), strict=True)
+    return found
 
 
-def distance(
+def max_relative_difference(
     some: Sequence[tuple[np.ndarray, ...]], others: Sequence[tuple[np.ndarray, ...]], top_k: int | None = None
 ) -> float:
-    """Tell how far two answers about the same rows are apart."""
-    numbers = [answer[np.isfinite(answer)] for row in others for answer in row]
-    scale = max((float(np.abs(answer).max(initial=0.0)) for answer in numbers), default=0.0)
+    """Tell how far two sets of logits of the same rows are apart, as a part of the largest."""
+    numbers = [logits[np.isfinite(logits)] for row in others for logits in row]
+    scale = max((float(np.abs(logits).max(initial=0.0)) for logits in numbers), default=0.0)
     distances = [
         _distance(one.astype(np.float32), other, top_k)
         for row, other_row in zip(some, others, strict=True)
@@ -212,11 +207,11 @@ def _write(
 
 
 def _by_row(values: Tensor, batch: _Batch, mask: Tensor | None) -> list[np.ndarray]:
-    """Return one member's logits of each row, without padding, NaN where it has no answer."""
+    """Return one member's logits of each row, without padding, NaN where it has no logits."""
     logits = values.detach().float().cpu().numpy()
     by_row = [*logits]
     if batch.lengths is not None:
-        answered = None if mask is None else mask.cpu().numpy()
+        has_targets = None if mask is None else mask.cpu().numpy()
         for row, length in enumerate(batch.lengths):
             attended = None if batch.attention_mask is None else batch.attention_mask[row]
             start = first_token(int(length), logits.shape[1], attended)
@@ -227,8 +222,8 @@ def _by_row(values: Tensor, batch: _Batch, mask: Tensor | None) -> list[np.ndarr
                     "rows when they are tokenized"
                 )
             check_logits(torch.from_numpy(by_row[row]))
-            if answered is not None:
-                by_row[row] = np.where(answered[row, start : start + length, None], by_row[row], np.float32(np.nan))
+            if has_targets is not None:
+                by_row[row] = np.where(has_targets[row, start : start + length, None], by_row[row], np.float32(np.nan))
     else:
         check_logits(torch.from_numpy(logits))
     return by_row

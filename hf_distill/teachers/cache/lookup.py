@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_distill.data.fingerprints import ItemDigests, how_rows_change, identify, is_arrow
+from hf_distill.data.fingerprints import ItemHashes, augmentation_kind, hash_rows, is_arrow
 from hf_distill.teachers.cache.store import SoftTargets
 
 
@@ -28,7 +28,7 @@ class MissingTargetsError(ValueError):
 
 
 @dataclass(frozen=True)
-class CachedRows:
+class HashedRows:
     """A data set whose rows have been digested.
 
     Attributes:
@@ -43,7 +43,7 @@ class CachedRows:
     changes: bool
     digests: np.ndarray
     sizes: np.ndarray
-    reader: ItemDigests | None
+    reader: ItemHashes | None
 
     def positions(self, targets: SoftTargets | None) -> np.ndarray:
         """Return where the rows' soft targets are, int64 `(views, rows)`, -1 for those that have none."""
@@ -55,15 +55,15 @@ class CachedRows:
             self.dataset.set_epoch(view)
 
 
-def digest_rows(
+def hash_data_set(
     dataset: Any, columns: set[str] | None, *, num_views: int | None, is_trained_on: bool, num_workers: int
-) -> CachedRows:
+) -> HashedRows:
     """Digest the rows of a data set, in each view of the training rows.
 
     Raises:
         ValueError: the rows change at every read, or `num_views` does not fit how they change.
     """
-    change = how_rows_change(dataset, columns)
+    change = augmentation_kind(dataset, columns)
     if change == "each time":
         raise ValueError(
             "the rows of the data are others each time that they are read, so no soft targets can be cached for them: "
@@ -85,13 +85,13 @@ def digest_rows(
     for view in range(num_views if changes and is_trained_on and num_views is not None else 1):
         if changes:
             dataset.set_epoch(view)
-        found.append(identify(dataset, columns, num_workers=num_workers))
+        found.append(hash_rows(dataset, columns, num_workers=num_workers))
     is_read_one_by_one = not is_arrow(dataset) and not hasattr(dataset, "row_digests")
-    reader = ItemDigests(columns) if is_read_one_by_one else None
-    return CachedRows(dataset, changes, np.stack([each.digests for each in found]), found[0].sizes, reader)
+    reader = ItemHashes(columns) if is_read_one_by_one else None
+    return HashedRows(dataset, changes, np.stack([each.digests for each in found]), found[0].sizes, reader)
 
 
-def missing_rows(rows: Sequence[CachedRows], targets: SoftTargets | None) -> list[tuple[CachedRows, int, np.ndarray]]:
+def missing_rows(rows: Sequence[HashedRows], targets: SoftTargets | None) -> list[tuple[HashedRows, int, np.ndarray]]:
     """Return for each data set and view the rows that lack soft targets, those that are alike once."""
     missing, seen = [], set()
     for each in rows:
@@ -106,6 +106,6 @@ def missing_rows(rows: Sequence[CachedRows], targets: SoftTargets | None) -> lis
     return missing
 
 
-def num_missing(rows: Sequence[CachedRows], targets: SoftTargets | None) -> int:
+def num_missing(rows: Sequence[HashedRows], targets: SoftTargets | None) -> int:
     """Count the rows that lack soft targets, those that are alike once."""
     return sum(len(numbers) for _, _, numbers in missing_rows(rows, targets))

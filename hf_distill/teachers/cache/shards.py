@@ -27,7 +27,7 @@ _FLUSH_BYTES = 64 * 2**20
 
 @contextlib.contextmanager
 def held(path: Path, while_waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Make a folder and hold it against other builders; wait for one that is at work in it.
+    """Make a folder and hold it against other builders; wait for one that writes in it.
 
     What a builder that was killed has left half written is removed.
 
@@ -59,12 +59,12 @@ def held(path: Path, while_waiting: Callable[[], None] | None = None) -> Iterato
 
 
 def is_trace(entry: Path) -> bool:
-    """Tell whether a file is one that a builder at work, or one that was killed, has beside its results."""
+    """Tell whether a file is one that a builder that runs, or one that was killed, has beside its results."""
     return entry.name in (_LOCK, _BUILDER) or entry.name.endswith(_PART)
 
 
 @dataclass(frozen=True)
-class Layout:
+class StorageFormat:
     """How soft targets are kept.
 
     Attributes:
@@ -92,7 +92,7 @@ class ShardWriter:
     """
 
     path: Path
-    layout: Layout
+    layout: StorageFormat
     num_rows: int = 0
     flush_seconds: float = _FLUSH_SECONDS
     _digests: list[np.ndarray] = field(default_factory=list)
@@ -110,7 +110,7 @@ class ShardWriter:
         Args:
             digests: uint8 `(rows, 16)`.
             members: what each teacher says, float32 `(rows, num_labels)`, or `(tokens of all rows, num_labels)` with
-                NaN at tokens that there is no answer for.
+                NaN at tokens that have no soft target.
             lengths: the rows' numbers of tokens.
 
         Raises:
@@ -168,9 +168,9 @@ class ShardWriter:
         np.put_along_axis(others, indices, -np.inf, axis=-1)
         top = self._converted(np.take_along_axis(values, indices, axis=-1))
         rest = self._converted(_log_sum_exp(others))
-        answered = ~np.isnan(values).any(-1)
+        has_targets = ~np.isnan(values).any(-1)
         approximate = spread(top, indices, rest, width).astype(np.float64)
-        self._errors.append(_divergence(values[answered], approximate[answered], self.layout.temperature))
+        self._errors.append(_divergence(values[has_targets], approximate[has_targets], self.layout.temperature))
         return {"": top, ".indices": indices.astype(np.uint16 if width <= 2**16 else np.int32), ".rest": rest}
 
     def _converted(self, values: np.ndarray) -> np.ndarray:

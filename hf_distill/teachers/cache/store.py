@@ -140,7 +140,7 @@ class SoftTargets:
 
         Returns:
             for each row one array for each member: `(num_labels,)`, or `(tokens, num_labels)` with NaN at tokens that
-            the teacher has no answer for.
+            have no soft target.
         """
         rows: list[tuple[np.ndarray, ...]] = [()] * len(positions)
         numbers = np.searchsorted(self._starts, positions, side="right") - 1

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_distill.hub.card.licenses import objection, objections, student_license
+from hf_distill.hub.card.licenses import license_conflict, license_conflicts, student_license
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from hf_distill.hub.card.licenses import objection, objections, student_license
 )
 def test_a_license_that_allows_it_says_nothing(teacher, student):
     """Warnings on every card, which nobody reads any more."""
-    assert objection(teacher, student) is None
+    assert license_conflict(teacher, student) is None
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_license_that_allows_it_says_nothing(teacher, student):
 )
 def test_a_license_that_forbids_or_binds_is_told(teacher, student, words):
     """A model published against its teacher's terms, without a word."""
-    line = objection(teacher, student)
+    line = license_conflict(teacher, student)
     assert line is not None
     assert words in line
     assert "\n" not in line
@@ -109,7 +109,7 @@ def test_each_model_is_objected_to_once_and_new_ones_never():
         "stages": [origin("a/t", "cc-by-nc-4.0")],
         "student": origin("a/t", "cc-by-nc-4.0"),
     }
-    first, second = objections(recipe, lineage, "mit")
+    first, second = license_conflicts(recipe, lineage, "mit")
     assert first.startswith("teacher `a/t`: cc-by-nc-4.0")
     assert second.startswith("teacher `local`: its license is not known")
-    assert objections(recipe, {}, "mit") == []
+    assert license_conflicts(recipe, {}, "mit") == []

@@ -363,9 +363,9 @@ class TestFacts:
         """A student under MIT of a teacher that forbids commercial use, and not a word of it."""
         made = card_of(*scenario("ensemble"))
         assert made.card.data.license == "mit"
-        assert len(made.objections) == 2
+        assert len(made.license_warnings) == 2
         section = made.card.text.split("## License")[1].split("## Limits")[0]
-        for line in made.objections:
+        for line in made.license_warnings:
             assert line in section
         assert "cc-by-nc-4.0 does not allow commercial use" in section
 

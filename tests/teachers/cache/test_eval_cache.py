@@ -15,10 +15,10 @@ class Counting:
     can_be_remembered = True
 
     def __init__(self):
-        self.num_asked = 0
+        self.num_computed = 0
 
     def __call__(self, batch):
-        self.num_asked += 1
+        self.num_computed += 1
         return TeacherOutput([batch["input_ids"].float() * 2])
 
 
@@ -93,10 +93,10 @@ class TestEvalCache:
         """Each evaluation costs as much as the first."""
         teacher, remembered = Counting(), EvalCache()
         first, second = (remembered.output(teacher, batch()).logits[0] for _ in range(2))
-        assert teacher.num_asked == 1
+        assert teacher.num_computed == 1
         assert torch.equal(first, second)
         remembered.output(teacher, batch(input_ids=torch.zeros(3, 4)))
-        assert teacher.num_asked == 2
+        assert teacher.num_computed == 2
 
     def test_what_was_given_away_is_not_what_is_kept(self):
         """An answer that a caller changes in place, changed for the next evaluation too."""
@@ -112,4 +112,4 @@ class TestEvalCache:
         for _ in range(2):
             for number in range(3):
                 remembered.output(teacher, batch(number=torch.tensor(number)))
-        assert teacher.num_asked == 3 + 1  # 48 bytes each: two are kept
+        assert teacher.num_computed == 3 + 1  # 48 bytes each: two are kept

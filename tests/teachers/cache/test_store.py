@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from hf_distill.teachers.cache import shards
 from hf_distill.teachers.cache.key import check_key, read_key, weights_digest, write_key
-from hf_distill.teachers.cache.shards import Layout, ShardWriter, held, spread
+from hf_distill.teachers.cache.shards import ShardWriter, StorageFormat, held, spread
 from hf_distill.teachers.cache.store import SoftTargets
 
 KEY = {
@@ -32,8 +32,8 @@ KEY = {
     "teachers": [{"weights": "ab12", "dtype": "float32", "label_index": None}],
     "about": {"torch": "2"},
 }
-ROWS = Layout(dtype="float32", top_k=None, token_level=False, temperature=1.0)
-TOKENS = Layout(dtype="float32", top_k=None, token_level=True, temperature=1.0)
+ROWS = StorageFormat(dtype="float32", top_k=None, token_level=False, temperature=1.0)
+TOKENS = StorageFormat(dtype="float32", top_k=None, token_level=True, temperature=1.0)
 
 
 def digests(*numbers: int) -> np.ndarray:
@@ -45,7 +45,7 @@ def logits(*numbers: int, width: int = 3) -> np.ndarray:
     return np.array([[10 * number + place for place in range(width)] for number in numbers], np.float32) / 8
 
 
-def filled(path: Path, *groups: list[int], layout: Layout = ROWS, key: dict = KEY) -> SoftTargets:
+def filled(path: Path, *groups: list[int], layout: StorageFormat = ROWS, key: dict = KEY) -> SoftTargets:
     """Return a folder with a shard for each group of rows."""
     path.mkdir(exist_ok=True)
     write_key(path, key)
@@ -133,7 +133,7 @@ class TestFinding:
 
 
 class TestTopK:
-    LAYOUT = Layout(dtype="float32", top_k=3, token_level=False, temperature=4.0)
+    LAYOUT = StorageFormat(dtype="float32", top_k=3, token_level=False, temperature=4.0)
 
     def test_the_largest_are_kept_and_the_others_share_the_rest(self, tmp_path):
         """Other classes, or probabilities that do not sum to 1."""
@@ -197,7 +197,7 @@ class TestWriting:
         """A type that is named and not used."""
         values = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32) * 10
         write_key(tmp_path, KEY)
-        writer = ShardWriter(tmp_path, Layout("float16", None, False, 1.0))
+        writer = ShardWriter(tmp_path, StorageFormat("float16", None, False, 1.0))
         writer.add(digests(1, 2, 3, 4), [values])
         writer.flush()
         found = [row[0] for row in SoftTargets(tmp_path).fetch(np.arange(4))]
@@ -208,7 +208,7 @@ class TestWriting:
     @pytest.mark.parametrize("value", [70_000.0, -3.0e38])
     def test_numbers_out_of_range_are_refused(self, tmp_path, value):
         """Infinity, which rules a class out, in the place of a large number."""
-        writer = ShardWriter(tmp_path, Layout("float16", None, False, 1.0))
+        writer = ShardWriter(tmp_path, StorageFormat("float16", None, False, 1.0))
         with pytest.raises(
             ValueError, match=re.escape(f"reach {value:.6g}, and float16 ends at 65504: set teacher_logits_dtype")
         ):

@@ -1,4 +1,4 @@
-"""What a recipe's teachers say: of the rows judged on, and beforehand of all rows that the first student needs."""
+"""A recipe's teachers: their logits of the evaluation rows, their cached soft targets, their release."""
 
 import gc
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from accelerate import PartialState
 
 from hf_distill.runs.building import Member
 from hf_distill.runs.recipe.schema import Teacher
-from hf_distill.runs.stages import Stages
-from hf_distill.runs.teacher_info import facts_of_model, write_facts
+from hf_distill.runs.stages import Run
+from hf_distill.runs.teacher_info import info_of_model, write_info
 from hf_distill.teachers.cache.lookup import MissingTargetsError
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.trainer import DistillationTrainer
 
 
-class Judged(NamedTuple):
-    """What the teachers say of the rows that all are judged on.
+class TeacherResults(NamedTuple):
+    """The teachers' logits of the evaluation rows.
 
     Attributes:
         each: the logits of each of several teachers, specialists left out.
         together: those of all of them.
-        labels: of the rows; -100 where one is missing, and where the teacher has no answer.
+        labels: of the rows; -100 where one is missing, and where the teacher has no soft target.
     """
 
     each: list[np.ndarray]
@@ -32,70 +32,68 @@ class Judged(NamedTuple):
     labels: np.ndarray
 
 
-def judged(stages: Stages, members: Sequence[Member], *, is_asked: bool = False) -> Judged:
-    """Return what the teachers say of the rows judged on.
-
-    If they are to answer beforehand they do so here, for all rows that the first student needs.
+def evaluate_teachers(stages: Run, members: Sequence[Member], *, is_caching: bool = False) -> TeacherResults:
+    """Return the teachers' logits of the evaluation rows; if soft targets are to be cached, that is done here.
 
     Raises:
-        ValueError: soft targets are missing, or do not fit; see `PrecomputedTrainer.precompute_teacher_logits`.
+        ValueError: soft targets are missing, or do not fit; see `DistillationTrainer.precompute_teacher_logits`.
     """
     stage, section = stages.first_student
-    args = stages.arguments_of_first(**({"precompute_teacher_logits": True} if is_asked else {}))
-    role = stages.inputs.judged_role
+    args = stages.arguments_of_first(**({"precompute_teacher_logits": True} if is_caching else {}))
+    role = stages.inputs.eval_role
     rows = stages.rows(section, role, members)
     of_training: dict[str, Any] = {}
     evaluated = {role: rows}
-    is_beforehand = args.precompute_teacher_logits or members[0].answers is not None
-    if is_beforehand and (is_asked or stages.workspace.record(stage) is None):
+    is_cached = args.precompute_teacher_logits or members[0].cached_in is not None
+    if is_cached and (is_caching or stages.workspace.record(stage) is None):
         of_training["train_dataset"] = stages.rows(section, "train", members, stages.recipe.data.augment, args)
         evaluated.setdefault("evaluation", stages.rows(section, "evaluation", members))
-    student = stages.cast.student(section, members)
+    student = stages.builder.student(section, members)
     trainer = stages.trainer(section, student, members, args, eval_dataset=evaluated, **of_training)
-    if is_beforehand:
-        _answer(stages, trainer)
+    if is_cached:
+        _cache(stages, trainer)
     logits, labels = trainer.predict_with_teacher(rows)
-    assert labels is not None  # data whose rows to judge on have no label are refused
-    # Only now: settings that are made while a trainer is in use reset what it knows of its processes.
-    if is_beforehand and stages.shared is None and PartialState().is_main_process:
-        _note_facts(stages, members, args)
+    assert labels is not None  # data whose evaluation rows have no label are refused
+    # Only now: settings that are made while a trainer is in use reset its processes.
+    if is_cached and stages.shared is None and PartialState().is_main_process:
+        _write_teacher_info(stages, members, args)
     together = logits.popitem()[1]  # comes last
-    return Judged(list(logits.values()), together, labels)
+    return TeacherResults(list(logits.values()), together, labels)
 
 
-def known_of(stages: Stages, members: Sequence[Member]) -> list[dict[str, Any]]:
-    """Tell what is known of each teacher; see `teacher_facts`."""
+def teacher_info(stages: Run, members: Sequence[Member]) -> list[dict[str, Any]]:
+    """Return what is known of each teacher; see `runs.teacher_info`."""
     if stages.shared is not None:
         return stages.shared.teachers
     seeds = stages.seeds()
     return [
-        facts_of_model(member.section, stages.origins[id(member.section)], member.model, member.seconds)
+        info_of_model(member.section, stages.origins[id(member.section)], member.model, member.seconds)
         | {"seed": seeds.get(id(member.section))}
         for member in members
         if isinstance(member.section, Teacher)
     ]
 
 
-def let_go(stages: Stages, members: list[Member]) -> list[Member]:
-    """Return the teachers without their models if they have answered beforehand, so that the memory is free.
+def release_teachers(stages: Run, members: list[Member]) -> list[Member]:
+    """Return the teachers without their models if their soft targets are cached, so that the memory is free.
 
     One that the first student is made of is loaded again for that. The list that was given is emptied.
     """
     if members[0].model is None or not stages.arguments_of_first().precompute_teacher_logits:
         return members
     folder = targets_folder(stages)
-    found = [replace(member, model=None, answers=folder) for member in members]
+    found = [replace(member, model=None, cached_in=folder) for member in members]
     members.clear()
     gc.collect()  # a trainer and what it has held refer to each other
     return found
 
 
-def targets_folder(stages: Stages) -> Path:
+def targets_folder(stages: Run) -> Path:
     """Return where the soft targets of the recipe's teachers are, or will be."""
     return Path(str(stages.arguments_of_first(precompute_teacher_logits=True).teacher_logits_dir)).expanduser()
 
 
-def _answer(stages: Stages, trainer: DistillationTrainer) -> None:
+def _cache(stages: Run, trainer: DistillationTrainer) -> None:
     try:
         trainer.precompute_teacher_logits()
     except MissingTargetsError as error:
@@ -104,15 +102,15 @@ def _answer(stages: Stages, trainer: DistillationTrainer) -> None:
         raise ValueError(stages.shared.missing(error.count, error.total)) from error
 
 
-def _note_facts(stages: Stages, members: Sequence[Member], args: DistillationConfig) -> None:
+def _write_teacher_info(stages: Run, members: Sequence[Member], args: DistillationConfig) -> None:
     data, (_, section) = stages.recipe.data, stages.first_student
-    write_facts(
+    write_info(
         targets_folder(stages),
         {
             "recipe": stages.name,
             "task": stages.recipe.task,
             # The key has them in this order, too: specialists come last.
-            "teachers": sorted(known_of(stages, members), key=lambda facts: bool(facts["is_specialist"])),
+            "teachers": sorted(teacher_info(stages, members), key=lambda info: bool(info["is_specialist"])),
             "data": {
                 **stages.data_origin,
                 **{name: getattr(data, name) for name in ("name", "train_split", "eval_split", "test_split")},
