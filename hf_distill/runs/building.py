@@ -1,6 +1,7 @@
 """The models of a run: teachers and students as the recipe describes them, all built once before any is trained."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from hf_distill.models.students import model_from_checkpoint, model_from_config,
 from hf_distill.models.tasks import AUTO_CLASSES
 from hf_distill.runs.preprocessing import Section
 from hf_distill.runs.recipe.schema import Recipe, Student, Teacher
-from hf_distill.runs.recipe.settings import arguments
+from hf_distill.runs.recipe.settings import StageSettings
 from hf_distill.runs.shared_targets import SharedTargets
 from hf_distill.teachers.labels import align_labels, names_in_order
 from hf_distill.teachers.loading import load_teacher
@@ -47,25 +48,36 @@ class Member:
 
 
 class ModelBuilder:
-    """Who plays in a run."""
+    """Builds the teachers and students of a run."""
 
-    def __init__(self, recipe: Recipe, splits: Splits, shared: SharedTargets | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, splits: Splits, settings: StageSettings, shared: SharedTargets | None = None
+    ) -> None:
         self.recipe = recipe
         self.splits = splits
+        self._settings = settings
+        self._ready: dict[int, PreTrainedModel] = {}  # teachers that were loaded by the dry build, by their section
         self._shared = shared
 
     def dry_build(self) -> None:
-        """Build the models once, so that a mistake in one shows before another is trained and anything is written."""
+        """Build the models once, to see that they can be, before any is trained and anything is written.
+
+        Those made from a config or of layers get no memory for weights; a ready teacher is loaded, and stays so.
+        """
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # what there is to warn of is told when they are built for good
         try:
             members = []
             for section in self.recipe.teachers:
-                model = self.new_model(section) if section.training is not None else self.ready_teacher(section)
+                model: Any = None
+                if section.training is not None:
+                    model = self._dry(section, None)
+                elif section.model is not None:
+                    model = self._ready[id(section)] = self._loaded_teacher(section)
                 self._check_teacher(section, model)
                 members.append(Member(section, model, None, None))
             for stage, student in self.recipe.student_stages().items():
-                args = arguments(self.recipe, stage, Path(self.recipe.output_dir))
+                args = self._settings.of(stage)
                 if members[0].model is not None:
                     check_placement(
                         args.teacher_placement,
@@ -73,9 +85,17 @@ class ModelBuilder:
                         num_processes=PartialState().num_processes,
                         is_named=True,
                     )
-                members = [Member(student, self.student(student, members), None, None)]
+                members = [Member(student, self._dry(student, members[0].model), None, None)]
         finally:
             transformers.logging.set_verbosity(verbosity)
+
+    def _dry(self, section: Section, teacher: Any) -> PreTrainedModel:
+        """Build a model that will be trained, without memory for its weights unless it has them from a checkpoint."""
+        if section.model is not None:
+            return self.new_model(section)
+        model = build_on_meta(section, self.recipe, self.splits.label_names, teacher)
+        set_labels(model.config, self.splits.label_names)
+        return model
 
     def _check_teacher(self, section: Teacher, model: PreTrainedModel | None) -> None:
         """Raise ValueError if a teacher has nothing to say of the data's labels; of several, say which one."""
@@ -129,9 +149,11 @@ class ModelBuilder:
         align_labels(names, self.splits.label_names, label_map)
 
     def ready_teacher(self, section: Teacher) -> PreTrainedModel | None:
-        """Load a teacher that is ready; a column of the data is no model, nor are soft targets."""
-        if section.model is None:
-            return None
+        """Return a teacher that is ready; a column of the data is no model, nor are soft targets."""
+        return self._ready.pop(id(section), None) or (None if section.model is None else self._loaded_teacher(section))
+
+    def _loaded_teacher(self, section: Teacher) -> PreTrainedModel:
+        assert section.model is not None
         return load_teacher(
             section.model,
             self.recipe.task,
@@ -202,6 +224,20 @@ class ModelBuilder:
         if specialist is None:
             return model
         return Specialist(model, oversampling=specialist.oversampling, dustbin=specialist.dustbin)
+
+
+def build_on_meta(section: Section, recipe: Recipe, label_names: Sequence[str], teacher: Any) -> PreTrainedModel:
+    """Build a model of a config, or of a teacher's layers, without memory for its weights.
+
+    Raises:
+        ValueError: it cannot be built.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that copying weights between models without weights does nothing
+        if isinstance(section, Student) and section.from_teacher is not None:
+            return student_from_teacher(teacher, section.from_teacher.layers)
+        assert section.config is not None
+        return model_from_config(section.config, recipe.task, label_names)
 
 
 def in_the_students_order(recipe: Recipe, splits: Splits) -> Splits:

@@ -15,7 +15,8 @@ from hf_distill.hub.files import Outgoing
 from hf_distill.hub.push import Content, preview, push
 from hf_distill.hub.soft_targets import soft_target_content
 from hf_distill.runs.recipe.schema import Recipe
-from hf_distill.runs.stages import chance_message, opened, settle_devices
+from hf_distill.runs.recipe.settings import StageSettings
+from hf_distill.runs.stages import chance_message, open_run
 from hf_distill.runs.teacher_info import read_info
 from hf_distill.runs.teacher_results import evaluate_teachers, targets_folder
 from hf_distill.teachers.cache.key import key_differences
@@ -57,16 +58,15 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
     for key in ("column", "logits"):
         if getattr(recipe.teachers[0], key) is not None:
             raise ValueError(f"teacher.{key}: these are soft targets already, there is no teacher to ask")
-    settle_devices(recipe)
-    with opened(recipe, name, makes_targets=True) as stages:
-        stages.begin(needs_labels=False)
-        members = stages.teachers()
-        folder = targets_folder(stages)
+    with open_run(recipe, name, StageSettings(recipe), makes_targets=True) as run:
+        run.prepare(needs_labels=False)
+        members = run.teachers()
+        folder = targets_folder(run)
         before = {(file.name, file.stat().st_mtime_ns) for file in shards_in(folder)}  # one that is mended has its name
         start = time.perf_counter()
-        evaluated = evaluate_teachers(stages, members, is_caching=True)
+        evaluated = evaluate_teachers(run, members, is_caching=True)
         seconds = time.perf_counter() - start
-        metrics = stages.metrics(evaluated.together, evaluated.labels)
+        metrics = run.metrics(evaluated.together, evaluated.labels)
         quality = measure_quality(
             torch.from_numpy(evaluated.together), torch.from_numpy(evaluated.labels), "single_label_classification"
         )

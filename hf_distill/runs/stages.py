@@ -3,13 +3,11 @@
 import contextlib
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 from transformers.integrations import TensorBoardCallback
@@ -18,16 +16,18 @@ from hf_distill.data.fingerprints import processor_settings
 from hf_distill.data.labels import MISSING_LABEL
 from hf_distill.data.loading import Splits, fingerprint, load_rows, prepare_splits
 from hf_distill.evaluation.measuring import Metrics
+from hf_distill.evaluation.predictor import predict
 from hf_distill.evaluation.results import curve
 from hf_distill.evaluation.teacher_quality import ChanceTeacherError
 from hf_distill.hub.card.lineage import NOWHERE, data_origin, model_origin
 from hf_distill.runs.building import Member, ModelBuilder, column_of, in_the_students_order
 from hf_distill.runs.preprocessing import Inputs, Section
 from hf_distill.runs.recipe.schema import Augment, Recipe, Student, Teacher
-from hf_distill.runs.recipe.settings import NOT_TRAINING, arguments
+from hf_distill.runs.recipe.settings import StageSettings
 from hf_distill.runs.shared_targets import SharedTargets, origin_of_shared, shared_targets
 from hf_distill.runs.timing import Clock
 from hf_distill.runs.workspace import TENSORBOARD, Checkpoint, Workspace, check_folders_apart
+from hf_distill.teachers.loading import forward_parameters
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.trainer import DistillationTrainer
 
@@ -37,13 +37,10 @@ _NOT_OF_THE_SPLITS = {
 }
 
 
-def settle_devices(recipe: Recipe) -> None:
-    """Settle on which devices a run computes, before any of its processes waits for another."""
-    _ = arguments(recipe, "student", Path(recipe.output_dir).expanduser()).device
-
-
 @contextlib.contextmanager
-def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets: bool = False) -> Iterator["Run"]:
+def open_run(
+    recipe: Recipe, name: str, settings: StageSettings, *, overwrite: bool = False, makes_targets: bool = False
+) -> Iterator["Run"]:
     """Open a run's output folder and load its data; nothing is written yet.
 
     Raises:
@@ -70,16 +67,17 @@ def opened(recipe: Recipe, name: str, *, overwrite: bool = False, makes_targets:
             inputs = Inputs(recipe, splits, shared)
         origin = data_origin(data.dataset, data.revision, rows)
         metrics = Metrics(recipe.model_dump()["metrics"], splits.label_names)
-        yield Run(recipe, name, workspace, splits, inputs, metrics, origin, shared)
+        yield Run(recipe, name, settings, workspace, splits, inputs, metrics, origin, shared)
 
 
 class Run:
-    """The stages of one run, with all that they share; made by `opened`."""
+    """The stages of one run, with all that they share; made by `open_run`."""
 
     def __init__(
         self,
         recipe: Recipe,
         name: str,
+        settings: StageSettings,
         workspace: Workspace,
         splits: Splits,
         inputs: Inputs,
@@ -89,17 +87,19 @@ class Run:
     ) -> None:
         self.recipe = recipe
         self.name = name
+        self.settings = settings
         self.workspace = workspace
         self.splits = splits
-        self.builder = ModelBuilder(recipe, splits, shared)
+        self.builder = ModelBuilder(recipe, splits, settings, shared)
         self.inputs = inputs
         self.metrics = metrics
         self.curves: dict[str, list[dict[str, float]]] = {}  # by the stage
         self.data_origin = origin
         self.shared = shared
         self.origins: dict[int, dict[str, Any]] = {}  # by the section of the recipe
+        self._models: dict[str, PreTrainedModel] = {}  # of stages, built and not trained yet, or loaded
 
-    def begin(self, *, needs_labels: bool) -> dict[str, Any]:
+    def prepare(self, *, needs_labels: bool) -> dict[str, Any]:
         """Build the models once, to see that they can be, and make the output folder the run's own.
 
         Raises:
@@ -116,7 +116,7 @@ class Run:
         if self.shared is not None:
             _, section = self.first_student
             self.shared.check_no_others(
-                self.arguments_of_first(),
+                self.settings.of(self.first_student[0]),
                 labels=list(self.splits.label_names),
                 processor=self.inputs.reader(section).processor,
                 columns=self.splits.columns.inputs,
@@ -160,29 +160,38 @@ class Run:
                 members.append(Member(section, self.builder.ready_teacher(section), section.model, None))
                 self._note_origin(section, [])
             else:
-                model, seconds = self.trained(stage, section, partial(self.builder.new_model, section), [])
+                model, seconds = self.train_stage(stage, section, [])
                 members.append(Member(section, model, str(self.workspace.model_folder(stage)), seconds))
         return members
 
-    def arguments_of_first(self, **fixed: Any) -> DistillationConfig:
-        """Return the settings of the first student for a trainer that trains nothing."""
-        stage, _ = self.first_student
-        return arguments(self.recipe, stage, self.workspace.checkpoints(stage), **NOT_TRAINING, **fixed)
-
     # ---- Training ----
 
-    def trained(
-        self, stage: str, section: Section, build: Callable[[], PreTrainedModel], members: Sequence[Member]
+    def model_of(self, stage: str, section: Section, members: Sequence[Member]) -> PreTrainedModel:
+        """Return the model of a stage: trained if the stage is finished, else as it is before its training."""
+        if stage not in self._models and self.workspace.record(stage) is not None:
+            self._models[stage] = self.builder.saved_model(self.workspace.model_folder(stage), section)
+        if stage not in self._models:
+            set_seed(self.settings.of(stage).seed)
+            if isinstance(section, Student):
+                self._models[stage] = self.builder.student(section, members)
+            else:
+                self._models[stage] = self.builder.new_model(section)
+        return self._models[stage]
+
+    def train_stage(
+        self, stage: str, section: Section, members: Sequence[Member], teachers: Sequence[Member] = ()
     ) -> tuple[PreTrainedModel, float]:
-        """Return a stage's trained model and the seconds that it took, trained now or before."""
-        record = self.workspace.record(stage)
+        """Return a stage's trained model and the seconds that it took, trained now or before.
+
+        A student may be made of the layers of `teachers` that do not teach it, as a baseline is.
+        """
+        model, record = self.model_of(stage, section, teachers or members), self.workspace.record(stage)
+        del self._models[stage]
         if record is not None:
             self.origins.setdefault(id(section), record.get("origin", NOWHERE))
             self.curves[stage] = curve(record["log_history"])
-            return self.builder.saved_model(self.workspace.model_folder(stage), section), record["train_seconds"]
-        args = arguments(self.recipe, stage, self.workspace.checkpoints(stage))
-        set_seed(args.seed)
-        model = build()
+            return model, record["train_seconds"]
+        args = self.settings.of(stage)
         self._note_origin(section, members)
         checkpoint = self.workspace.last_checkpoint(stage)
         clock = Clock(0.0 if checkpoint is None else checkpoint.seconds)
@@ -200,7 +209,7 @@ class Run:
             callbacks=[clock],
         )
         self._direct_tensorboard(trainer, stage, goes_on=checkpoint is not None)
-        if checkpoint is not None and checkpoint.is_last:
+        if checkpoint is not None and checkpoint.is_final:
             # Trained to the end, but not saved: `train` would go one step too far.
             saved = self.builder.saved_model(_best(checkpoint, args), section)
             model.load_state_dict(saved.state_dict())
@@ -308,7 +317,7 @@ class Run:
     def seeds(self) -> dict[int, int]:
         """Return the seed of each section that is trained, by its `id`."""
         return {
-            id(section): arguments(self.recipe, stage, self.workspace.checkpoints(stage)).seed
+            id(section): self.settings.of(stage).seed
             for stage, section in {**self.recipe.teacher_stages(), **self.recipe.student_stages()}.items()
         }
 
@@ -316,12 +325,9 @@ class Run:
 
     def predict(self, model: PreTrainedModel, section: Section) -> tuple[np.ndarray, np.ndarray]:
         """Return a model's logits, and the labels of the evaluation rows."""
-        # A stage without a teacher: nothing is trained, saved or smoothed here.
-        args = arguments(self.recipe, "baseline", self.workspace.checkpoints("student"), **NOT_TRAINING)
-        collator = partial(_collated, self.inputs.reader(section).collator, model.dtype)
-        trainer = self.trainer(section, model, [], args, data_collator=collator)
-        prediction = trainer.predict(self.rows(section, self.inputs.eval_role))
-        return prediction.predictions, prediction.label_ids
+        reader, rows = self.inputs.reader(section), self.rows(section, self.inputs.eval_role)
+        names = forward_parameters(model)
+        return predict(model, rows, reader.collator, self.settings.of("student"), input_names=names)
 
     def _data_info(self) -> dict[str, Any]:
         labels = self.splits.train.with_format("numpy")[:]["labels"]
@@ -369,8 +375,3 @@ def _held(folder: Path, recipe: Recipe, **options: bool) -> Any:
 def _best(checkpoint: Checkpoint, args: DistillationConfig) -> Path:
     best = checkpoint.state.get("best_model_checkpoint")
     return Path(best) if args.load_best_model_at_end and best else checkpoint.path
-
-
-def _collated(collator: Callable[[list], Any], dtype: torch.dtype, rows: list) -> dict[str, torch.Tensor]:
-    """Make a batch whose images have the type of a model's weights: not every model converts them itself."""
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in collator(rows).items()}

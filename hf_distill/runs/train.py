@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ from hf_distill.hub.readme import license_in
 from hf_distill.runs.building import Member
 from hf_distill.runs.publish import publish
 from hf_distill.runs.recipe.schema import Hub, Recipe
+from hf_distill.runs.recipe.settings import StageSettings
 from hf_distill.runs.run_card import card_of, write_card
-from hf_distill.runs.stages import Run, opened, settle_devices
+from hf_distill.runs.stages import Run, open_run
 from hf_distill.runs.teacher_results import evaluate_teachers, release_teachers, teacher_info
 
 
@@ -37,11 +37,11 @@ def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
         ValueError: something in the data, the models or the output folder is not as it should be, or the student could
             not be published.
     """
-    settle_devices(recipe)
+    settings = StageSettings(recipe)
     if recipe.hub is not None and PartialState().is_main_process:
         check_destination(_destination(recipe.hub))
-    with opened(recipe, name, overwrite=overwrite) as stages:
-        return _results(stages)
+    with open_run(recipe, name, settings, overwrite=overwrite) as run:
+        return _results(run)
 
 
 def publish_student(recipe: Recipe) -> PushResult | None:
@@ -64,37 +64,37 @@ def _destination(hub: Hub) -> Destination:
     return Destination(hub.repo_id, private=hub.private, revision=hub.revision, create_pr=hub.create_pr)
 
 
-def _results(stages: Run) -> Results:
-    """Go through the stages, write results.json and the card."""
-    recipe = stages.recipe
-    about_data = stages.begin(needs_labels=recipe.baseline)
-    members = stages.teachers()
-    evaluated = evaluate_teachers(stages, members)
-    known = teacher_info(stages, members)
-    teacher = _teacher(stages, known, evaluated.together, evaluated.labels)
+def _results(run: Run) -> Results:
+    """Go through the run, write results.json and the card."""
+    recipe = run.recipe
+    about_data = run.prepare(needs_labels=recipe.baseline)
+    members = run.teachers()
+    evaluated = evaluate_teachers(run, members)
+    known = teacher_info(run, members)
+    teacher = _teacher(run, known, evaluated.together, evaluated.labels)
     generalists = [place for place, info in enumerate(known) if not info["is_specialist"]]
     each = {
-        f"teacher-{place + 1}": _teacher(stages, [known[place]], logits, evaluated.labels)
+        f"teacher-{place + 1}": _teacher(run, [known[place]], logits, evaluated.labels)
         for place, logits in zip(generalists, evaluated.each, strict=False)  # one alone is not measured apart
     }
-    members = release_teachers(stages, members)
+    members = release_teachers(run, members)
     students: dict[str, ModelResult] = {}
     for stage, section in recipe.student_stages().items():
-        model, seconds = stages.trained(stage, section, partial(stages.builder.student, section, members), members)
-        logits, labels = stages.predict(model, section)
-        students[stage] = _measured(stages, model, logits, labels, seconds)
+        model, seconds = run.train_stage(stage, section, members)
+        logits, labels = run.predict(model, section)
+        students[stage] = _measured(run, model, logits, labels, seconds)
         if stage != "student":
-            members = [Member(section, model, str(stages.workspace.model_folder(stage)), seconds)]
+            members = [Member(section, model, str(run.workspace.model_folder(stage)), seconds)]
     student = students.pop("student")
     baseline = None
     if recipe.baseline:
         section = recipe.student
-        simple, seconds = stages.trained("baseline", section, partial(stages.builder.student, section, members), [])
-        baseline = _measured(stages, simple, stages.predict(simple, section)[0], labels, seconds)
+        simple, seconds = run.train_stage("baseline", section, [], members)
+        baseline = _measured(run, simple, run.predict(simple, section)[0], labels, seconds)
     first = next(iter(teacher.metrics))
     results = Results(
         task=recipe.task,
-        recipe=stages.name,
+        recipe=run.name,
         teacher=teacher,
         student=student,
         baseline=baseline,
@@ -106,38 +106,36 @@ def _results(stages: Run) -> Results:
         data=about_data,
         teachers=each,
         stages=students,
-        lineage=stages.lineage(model),
-        curves=stages.curves,
+        lineage=run.lineage(model),
+        curves=run.curves,
     )
     if PartialState().is_main_process:
-        folder = stages.workspace.model_folder("student")
+        folder = run.workspace.model_folder("student")
         readme = folder / "README.md"
         made = card_of(recipe, results, training_curves(results), license=license_in(readme))
         write_card(made, readme, folder / PLOT)
-        stages.workspace.write_results(results.to_json())
+        run.workspace.write_results(results.to_json())
     return results
 
 
-def _teacher(stages: Run, known: Sequence[Mapping[str, Any]], logits: np.ndarray, labels: np.ndarray) -> ModelResult:
+def _teacher(run: Run, known: Sequence[Mapping[str, Any]], logits: np.ndarray, labels: np.ndarray) -> ModelResult:
     """Measure a teacher, or several together, by what they have evaluated."""
     counts, sizes, seconds = (
         [info[name] for info in known] for name in ("num_parameters", "num_bytes", "train_seconds")
     )
     trained = [each for each in seconds if each is not None]
     return ModelResult(
-        metrics=stages.metrics(logits, labels),
+        metrics=run.metrics(logits, labels),
         num_parameters=None if None in counts else sum(counts),
         size_mib=None if None in sizes else round(sum(sizes) / 2**20, 3),
         train_seconds=round(sum(trained), 3) if trained else None,
     )
 
 
-def _measured(
-    stages: Run, model: PreTrainedModel, logits: np.ndarray, labels: np.ndarray, seconds: float
-) -> ModelResult:
+def _measured(run: Run, model: PreTrainedModel, logits: np.ndarray, labels: np.ndarray, seconds: float) -> ModelResult:
     parameters = list(model.parameters())
     return ModelResult(
-        metrics=stages.metrics(logits, labels),
+        metrics=run.metrics(logits, labels),
         num_parameters=sum(parameter.numel() for parameter in parameters),
         size_mib=round(sum(parameter.numel() * parameter.element_size() for parameter in parameters) / 2**20, 3),
         train_seconds=seconds,

@@ -338,7 +338,7 @@ class Checkpoint:
             return None
 
     @property
-    def is_last(self) -> bool:
+    def is_final(self) -> bool:
         """Tell whether training was over when it was written."""
         return self.step >= int(self.state["max_steps"])
 

@@ -160,9 +160,7 @@ class DistillationConfig(TrainingArguments):
     )
     teacher_logits_batch_size: int | None = field(
         default=None,
-        metadata={
-            "help": "Rows of a batch, in each process, when soft targets are cached. Unset: four times those of a training batch."
-        },
+        metadata={"help": "Rows of a batch, in each process, when soft targets are cached. Unset: 4 training batches."},
     )
     train_sampling_strategy: str = field(
         default="auto",

@@ -1,6 +1,5 @@
 """What a recipe would do, in words."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from transformers import AutoConfig
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
 from hf_distill.hub.card.parts import split_words
 from hf_distill.models.sources import first_line, needs_consent, source_options
-from hf_distill.models.students import model_from_config, student_from_teacher
 from hf_distill.models.tasks import AUTO_CLASSES
+from hf_distill.runs.building import build_on_meta
 from hf_distill.runs.recipe.schema import Hub, Recipe, Stage, Student, Teacher
 from hf_distill.runs.shared_targets import UnreachableError, shared_targets
 from hf_distill.runs.workspace import check_folders_apart, state_of
@@ -145,22 +144,18 @@ class _UnreadableError(Exception):
 
 
 def _on_meta(section: Teacher | Student, recipe: Recipe, teacher: Any) -> Any:
-    """Build a model without memory for its weights."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that copying weights between models without weights does nothing
-        if isinstance(section, Student) and section.from_teacher is not None:
-            return student_from_teacher(teacher, section.from_teacher.layers)
-        if section.config is not None:
-            return model_from_config(section.config, recipe.task, recipe.data.label_names or ["0", "1"])
-        assert section.model is not None  # the recipe is refused
-        options = source_options(section.model, section.revision, section.trust_remote_code)
-        try:
-            config = AutoConfig.from_pretrained(section.model, **options)
+    """Build a model without memory for its weights; of a checkpoint, by its config."""
+    if section.model is None:
+        return build_on_meta(section, recipe, recipe.data.label_names or ["0", "1"], teacher)
+    options = source_options(section.model, section.revision, section.trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(section.model, **options)
+        with torch.device("meta"):
             return AUTO_CLASSES[recipe.task].from_config(config, trust_remote_code=section.trust_remote_code)
-        except (OSError, ValueError, ImportError) as error:
-            if needs_consent(error):
-                raise ValueError(f"cannot load the model {section.model!r}: {first_line(error)}") from error
-            raise _UnreadableError(first_line(error)) from error
+    except (OSError, ValueError, ImportError) as error:
+        if needs_consent(error):
+            raise ValueError(f"cannot load the model {section.model!r}: {first_line(error)}") from error
+        raise _UnreadableError(first_line(error)) from error
 
 
 def _model(section: Teacher | Student) -> str:

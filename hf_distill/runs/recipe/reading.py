@@ -124,7 +124,7 @@ def command_for(recipe: Recipe, name: str) -> str:
     """Return the command that repeats a run; of local paths only the last part is shown."""
     if name not in bundled_recipes():
         return f"hf-distill train {name}.yaml"
-    original, own = _by_key(load_recipe(name)), _by_key(recipe)
+    original, own = _by_key(read_resolved(find_recipe(name))), _by_key(recipe)
     changed = {key: value for key, value in own.items() if value is not None and value != original.get(key)}
     overrides = (shlex.quote(f"{key}={_on_command_line(value)}") for key, value in changed.items())
     return " ".join(["hf-distill train", name, *overrides])

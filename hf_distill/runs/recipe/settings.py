@@ -1,17 +1,20 @@
 """The settings of each stage of a run."""
 
+import copy
 from pathlib import Path
 from typing import Any
+
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe, Stage, Student, Teacher
 from hf_distill.runs.recipe.validation import OF_DISTILLATION, OF_KEPT_TARGETS, OF_THE_FIRST_TEACHERS
 from hf_distill.training.config import DistillationConfig
 
 # For a trainer that predicts, and has nothing to report; the last two would convert the model for good.
-NOT_TRAINING = {
-    "report_to": "none",
-    "eval_strategy": "no",
-    "save_strategy": "no",
+_NOT_TRAINING = {
+    "report_to": [],
+    "eval_strategy": IntervalStrategy.NO,
+    "save_strategy": SaveStrategy.NO,
     "load_best_model_at_end": False,
     "label_smoothing_factor": 0.0,
     "bf16_full_eval": False,
@@ -22,9 +25,31 @@ NOT_TRAINING = {
 _OF_THE_MACHINE = ("use_cpu", "ddp_backend", "ddp_timeout")
 
 
-def arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> DistillationConfig:
-    """Return a stage's settings: defaults, what the recipe says, and what is `fixed`."""
-    settings: dict[str, Any] = {"save_total_limit": 1}
+class StageSettings:
+    """The settings of each stage of a run, made once; the first decide on which devices it computes."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._checkpoints = Path(recipe.output_dir).expanduser() / "checkpoints"
+        self._made: dict[str, DistillationConfig] = {}
+        _ = self.of("student").device  # before any of the processes waits for another
+
+    def of(self, stage: str) -> DistillationConfig:
+        """Return the settings of a stage."""
+        if stage not in self._made:
+            self._made[stage] = training_arguments(self._recipe, stage, self._checkpoints / stage)
+        return self._made[stage]
+
+    def without_training(self, stage: str) -> DistillationConfig:
+        """Return the settings of a stage for a trainer that trains nothing."""
+        settings = copy.copy(self.of(stage))
+        for name, value in _NOT_TRAINING.items():
+            setattr(settings, name, value)
+        return settings
+
+
+def training_arguments(recipe: Recipe, stage: str, folder: Path) -> DistillationConfig:
+    """Return a stage's settings: defaults, and what the recipe says."""
     sections: dict[str, Any] = {**recipe.teacher_stages(), **recipe.student_stages()}
     section = sections.get(stage)
     chosen = dict(recipe.training)
@@ -32,17 +57,17 @@ def arguments(recipe: Recipe, stage: str, folder: Path, **fixed: Any) -> Distill
         chosen = {name: value for name, value in chosen.items() if name in _OF_THE_MACHINE} | (section.training or {})
     if isinstance(section, Stage):
         chosen |= section.training
-    if isinstance(section, Student) and section is not recipe.students[0]:  # its teacher is the student before it
+    is_first = section is recipe.students[0]
+    if isinstance(section, Student) and not is_first:  # its teacher is the student before it
         chosen = {name: value for name, value in chosen.items() if name not in OF_THE_FIRST_TEACHERS}
     if not isinstance(section, Student):
         chosen = {name: value for name, value in chosen.items() if name not in OF_DISTILLATION} | {"alpha": 1.0}
-    settings |= {**chosen, **fixed}
-    if recipe.teachers[0].logits is not None and section is recipe.students[0]:
-        settings["precompute_teacher_logits"] = True
-    if not settings.get("precompute_teacher_logits"):  # which may be said of the first student's soft targets alone
-        settings = {name: value for name, value in settings.items() if name not in OF_KEPT_TARGETS}
-    if settings.get("precompute_teacher_logits") and section is recipe.students[0]:
+    if recipe.teachers[0].logits is not None and is_first:
+        chosen["precompute_teacher_logits"] = True
+    if not chosen.get("precompute_teacher_logits"):  # which may be said of the first student's soft targets alone
+        chosen = {name: value for name, value in chosen.items() if name not in OF_KEPT_TARGETS}
+    elif is_first:
         # Not where its checkpoints are, which are deleted at the end: others may learn from the same soft targets.
-        named = settings.get("teacher_logits_dir")
-        settings["teacher_logits_dir"] = named or str(Path(recipe.output_dir).expanduser() / SOFT_TARGETS)
-    return DistillationConfig(**{**settings, "output_dir": str(folder)})
+        named = chosen.get("teacher_logits_dir")
+        chosen["teacher_logits_dir"] = named or str(Path(recipe.output_dir).expanduser() / SOFT_TARGETS)
+    return DistillationConfig(**{"save_total_limit": 1, **chosen, "output_dir": str(folder)})
