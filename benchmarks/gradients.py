@@ -46,6 +46,7 @@ CASES = {
     "3 processes, 3, 3 and 1": (7, 3, 1, 3),
     "3 processes x 2, then 2, 2 and 1": (11, 2, 2, 3),
 }
+FAMILIES = ("bert", "vit")
 KINDS = ("single", "multi", "regression", "token", "unlabelled")
 PROBLEM_TYPES = {"single": "single_label_classification", "multi": "multi_label_classification"}
 
@@ -146,17 +147,17 @@ def compare(value: Tensor, full: Tensor) -> tuple[float, float]:
     return float(value.norm() / full.norm()), float((value - full).norm() / full.norm())
 
 
-def start_processes(folder: Path) -> None:
-    """Write the gradients of all distributed cases into a folder."""
+def start_processes(folder: Path, families: tuple[str, ...] = FAMILIES) -> None:
+    """Write the gradients of the distributed cases of some families of models into a folder."""
     for count in sorted({case[3] for case in CASES.values()} - {1}):
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count, __file__]
-        command += ["--work-in", folder]
+        command += ["--work-in", folder, "--families", *families]
         subprocess.run([sys.executable, *map(str, command)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def work(folder: Path) -> None:
-    """Be one of several processes: write the gradients of all distributed cases."""
-    for family, kind in combinations():
+def work(folder: Path, families: list[str]) -> None:
+    """Be one of several processes: write the gradients of the distributed cases."""
+    for family, kind in [pair for pair in combinations() if pair[0] in families]:
         for name, (count, batch, accumulated, processes) in CASES.items():
             if processes == int(os.environ["WORLD_SIZE"]):
                 value = gradient(family, kind, count, batch, accumulated)
@@ -167,18 +168,19 @@ def work(folder: Path) -> None:
 
 def combinations() -> list[tuple[str, str]]:
     """List the pairs of model family and kind of target."""
-    return [(family, kind) for family in ("bert", "vit") for kind in KINDS if (family, kind) != ("vit", "token")]
+    return [(family, kind) for family in FAMILIES for kind in KINDS if (family, kind) != ("vit", "token")]
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-in", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--families", nargs="*", default=list(FAMILIES), help=argparse.SUPPRESS)
     folder = parser.parse_args().work_in
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     if folder is not None:
-        work(folder)
+        work(folder, parser.parse_args().families)
         return 0
     print("| model | targets | batch | ours: ratio | distance | plain Trainer: ratio |")
     print("| --- | --- | --- | ---: | ---: | ---: |")

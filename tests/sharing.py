@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hf_distill.teachers.cache.cache import SoftTargetCache
+from hf_distill.teachers.cache.builder import CacheBuilder
 
 TARGETS = "out/_teacher_logits"
 
@@ -19,11 +19,11 @@ def recipe_file(recipe: dict[str, Any], name: str = "recipe.yaml") -> Path:
 
 def asked_about(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Count in `total` the rows that a teacher is asked about from now on, whatever for."""
-    count, run_teacher = SimpleNamespace(total=0), SoftTargetCache._run_teacher
+    count, run_teacher = SimpleNamespace(total=0), CacheBuilder._run_teacher
 
-    def counting(cache: SoftTargetCache, run: Any, batch: dict[str, Any]) -> Any:
+    def counting(builder: CacheBuilder, batch: dict[str, Any]) -> Any:
         count.total += len(next(iter(batch.values())))
-        return run_teacher(cache, run, batch)
+        return run_teacher(builder, batch)
 
-    monkeypatch.setattr(SoftTargetCache, "_run_teacher", counting)
+    monkeypatch.setattr(CacheBuilder, "_run_teacher", counting)
     return count

@@ -256,7 +256,6 @@ class TestCompiling:
         compiled = made(
             rows=texts(),
             collator=DataCollatorWithPadding(tiny.tokenizer()),
-            torch_compile=True,
             teacher_torch_compile=True,
         )
         assert losses(compiled) == pytest.approx(plain, rel=1e-4)

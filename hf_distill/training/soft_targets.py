@@ -11,7 +11,8 @@ from hf_distill.data.fingerprints import check_map_style
 from hf_distill.data.soft_targets import CACHED_LOGITS
 from hf_distill.data.targets import ProblemType
 from hf_distill.teachers.build import build_teacher, column_names
-from hf_distill.teachers.cache.cache import SoftTargetCache, TeacherRun
+from hf_distill.teachers.cache.builder import TeacherRun
+from hf_distill.teachers.cache.cache import SoftTargetCache
 from hf_distill.teachers.external import SOFT_TARGET_COLUMNS
 from hf_distill.teachers.labels import label_names, stated_problem_type
 from hf_distill.training.checks import datasets_of, note_problem_type

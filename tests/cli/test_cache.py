@@ -67,14 +67,15 @@ class TestCommand:
             == f"Soft targets of 850 rows are in {TARGETS}: {size / 2**20:.2f} MiB, {size / 850:.0f} bytes a row."
         )
         assert re.fullmatch(
-            r"The teacher \(accuracy 0\.\d{4}, f1 0\.\d{4}\) was asked about 850 rows \(.+ s\)\.", lines[1]
+            r"Teacher accuracy 0\.\d{4}, f1 0\.\d{4}\. Soft targets: 850 computed, 0 already cached \(.+ s\)\.",
+            lines[1],
         )
         assert count.total - 850 <= 2 * 2 * COMPARED
         assert not Path("out/student").exists()
         before, teacher = shards(), weights(stage="teacher")
         code, out, err = command("cache", recipe)
         assert (code, err) == (0, "")
-        assert "was asked about no row, all were there (" in out.splitlines()[-1]
+        assert "Soft targets: 0 computed, 850 already cached (" in out.splitlines()[-1]
         transformers.logging.set_verbosity_info()
         count.total = 0
         try:
@@ -116,7 +117,7 @@ class TestCommand:
         other["training"] |= {"num_train_epochs": 1, "temperature": 3.0, "precompute_teacher_logits": True}
         code, out, err = command("cache", recipe_file(other), "training.learning_rate=0.5")
         assert (code, err) == (0, "")
-        assert "was asked about no row, all were there (" in out
+        assert "Soft targets: 0 computed, 850 already cached (" in out
         assert command("train", "recipe.yaml")[::2] == (0, "")
         assert count.total <= 2 * 2 * 2 * COMPARED
         assert shards() == before
@@ -155,7 +156,7 @@ class TestCommand:
         assert "training.precompute_teacher_logits: 'unset' -> True" in err
 
     def test_what_is_mended_was_asked_about(self, command):
-        """`no row, all were there`, where the teacher had to say all of it again."""
+        """`0 computed`, where the teacher had to be run over all of them again."""
         recipe = recipe_file(digits_recipe(baseline=False))
         assert command("cache", recipe)[0] == 0
         (shard,) = Path(TARGETS).glob("*.safetensors")
@@ -164,7 +165,7 @@ class TestCommand:
         code, out, _ = command("cache", recipe)
         assert code == 0
         assert shard.read_bytes() == content
-        assert "was asked about 850 rows" in out
+        assert "Soft targets: 850 computed, 0 already" in out
 
     def test_the_folder_that_the_recipe_names_is_filled(self, command):
         """Two places for one thing."""
@@ -247,10 +248,10 @@ class TestCommand:
         """All of a night's work done again, or half of it taken for the whole."""
         recipe = recipe_file(digits_recipe())
         program = (
-            "import sys, time; from hf_distill.cli import main as cli; from hf_distill.teachers.cache import cache\n"
+            "import sys, time; from hf_distill.cli import main as cli; from hf_distill.teachers.cache import builder\n"
             "from hf_distill.teachers.cache import shards\n"
-            "run = cache.SoftTargetCache._run_teacher\n"
-            "cache.SoftTargetCache._run_teacher = lambda *a: (time.sleep(0.3), run(*a))[1]\n"
+            "run = builder.CacheBuilder._run_teacher\n"
+            "builder.CacheBuilder._run_teacher = lambda *a: (time.sleep(0.3), run(*a))[1]\n"
             "shards._FLUSH_BYTES = 0\n"
             "sys.argv = ['hf-distill', 'cache', 'recipe.yaml']; cli.main()"
         )

@@ -290,7 +290,7 @@ class TestWarnings:
         train = Dataset.from_dict({"text": ["x", "x", "y", "z", "u"], "label": [0, 1, 0, 2, -1]})
         evaluation = Dataset.from_dict({"text": ["x", "y", "y", "u", "new", "z"], "label": [0, 1, 0, 0, 2, -1]})
         features = named([]).features
-        (line,) = self.warnings(train.builder(features), evaluation.builder(features))
+        (line,) = self.warnings(train.cast(features), evaluation.cast(features))
         assert line.startswith("data: 5 of the 6 rows of the evaluation split")
         assert "has, too, 1 of them with another label: " in line
 

@@ -25,7 +25,7 @@ from hf_distill.runs.building import Member, ModelBuilder
 from hf_distill.runs.recipe.describe import plan
 from hf_distill.runs.recipe.reading import RecipeError, command_for, load_recipe, read_resolved
 from hf_distill.runs.recipe.schema import Recipe
-from hf_distill.runs.recipe.settings import arguments
+from hf_distill.runs.recipe.settings import StageSettings, training_arguments
 from hf_distill.runs.train import distill
 from hf_distill.teachers.loading import load_teacher
 from tests.runs.test_train import SMALL, sentences
@@ -520,7 +520,7 @@ class TestSettings:
         found = loaded(values)
         assert found.teachers[0].trust_remote_code
         assert found.training == {**TINY, "teacher_trust_remote_code": True}
-        assert arguments(found, "student", Path("out")).teacher_trust_remote_code
+        assert training_arguments(found, "student", Path("out")).teacher_trust_remote_code
         assert "teacher its_teacher" in (code_of_others(found.model_dump()) or "")
         with pytest.raises(ValueError, match=r"its_student.*trust_remote_code to true"):
             run(without(values, "its_student"))
@@ -545,11 +545,11 @@ class TestSettings:
         """It is loaded a second time, by another setting than the recipe's."""
         values = recipe(training={**TINY, "teacher_quantization": "4bit"})
         found = loaded(values if is_given else without(values, "its_teacher"))
-        args = arguments(found, "student", Path("out"))
+        args = training_arguments(found, "student", Path("out"))
         members = [Member(found.teachers[0], tiny.bert(0), "its_teacher", None)]
-        assert ModelBuilder(found, prepare_splits(load_rows(path="data"), found.task)).for_trainer(members, args) == [
-            "its_teacher"
-        ]
+        assert ModelBuilder(
+            found, prepare_splits(load_rows(path="data"), found.task), StageSettings(found)
+        ).for_trainer(members, args) == ["its_teacher"]
         assert args.teacher_trust_remote_code is is_given
 
     def test_a_run_that_was_begun_by_the_old_name_is_read(self):

@@ -373,8 +373,8 @@ class TestCheckpoints:
         """A finished training that is trained one step more; seconds before the restart forgotten."""
         first, last = self.checkpoint(workspace, 10), self.checkpoint(workspace, 100)
         (last / "seconds.json").write_text("12.5")
-        assert (Checkpoint.read(first).is_last, Checkpoint.read(first).seconds) == (False, 0.0)
-        assert (Checkpoint.read(last).is_last, Checkpoint.read(last).seconds) == (True, 12.5)
+        assert (Checkpoint.read(first).is_final, Checkpoint.read(first).seconds) == (False, 0.0)
+        assert (Checkpoint.read(last).is_final, Checkpoint.read(last).seconds) == (True, 12.5)
 
     @pytest.mark.parametrize("seconds", ["", "1", None])
     def test_a_run_goes_on_though_it_was_killed_before_its_time_was_noted(self, workspace, seconds):

@@ -324,7 +324,7 @@ def test_training_is_that_with_the_teacher_beside_it(case):
 @pytest.fixture
 def uncompared(monkeypatch):
     """Ask about no row a second time, so that the rows asked about can be counted."""
-    monkeypatch.setattr("hf_distill.teachers.cache.cache.SoftTargetCache._compare", lambda *_: None)
+    monkeypatch.setattr("hf_distill.teachers.cache.builder.CacheBuilder._compare", lambda *_: None)
 
 
 def asked(rows, **settings) -> int:

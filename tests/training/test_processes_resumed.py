@@ -17,10 +17,8 @@ from hf_distill.training.distributed import shutdown_processes
 
 NUM_ROWS = 45  # in two processes with batches of 4 the last one of an epoch is filled up with rows of its beginning
 WAYS: dict[str, dict[str, Any]] = {
-    "random": {"train_sampling_strategy": "random"},
-    "dropout": {"dropout": 0.1},
-    "accumulated": {"gradient_accumulation_steps": 2},
-    "grouped": {"train_sampling_strategy": "group_by_length"},
+    "random, dropout": {"train_sampling_strategy": "random", "dropout": 0.1},
+    "grouped, accumulated": {"train_sampling_strategy": "group_by_length", "gradient_accumulation_steps": 2},
     "cached": {"precompute_teacher_logits": True},
     "sequential": {"train_sampling_strategy": "sequential"},
     "split": {"accelerator_config": {"split_batches": True}},

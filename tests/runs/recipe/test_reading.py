@@ -19,7 +19,7 @@ from hf_distill.runs.recipe.reading import (
     to_yaml,
 )
 from hf_distill.runs.recipe.schema import Recipe
-from hf_distill.runs.recipe.settings import arguments
+from hf_distill.runs.recipe.settings import training_arguments
 from hf_distill.runs.recipe.validation import OF_THE_STUDENTS
 from hf_distill.training.config import DistillationConfig
 
@@ -514,7 +514,7 @@ class TestSeveralTeachersAndStages:
         assert set(OF_THE_STUDENTS) <= DistillationConfig.__dataclass_fields__.keys()
         given = {"task": "text-classification", "data": {"path": "x"}, "student": {"model": "a/b"}, "output_dir": "x"}
         found = [
-            arguments(
+            training_arguments(
                 Recipe.model_validate({**given, "teacher": self.TRAINED, "training": {"use_cpu": True, **training}}),
                 "teacher",
                 Path("x"),
