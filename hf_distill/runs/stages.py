@@ -15,7 +15,7 @@ from transformers.integrations import TensorBoardCallback
 from hf_distill.data.fingerprints import processor_settings
 from hf_distill.data.labels import MISSING_LABEL
 from hf_distill.data.loading import Splits, fingerprint, load_rows, prepare_splits
-from hf_distill.evaluation.measuring import Metrics
+from hf_distill.evaluation.metrics import Metrics
 from hf_distill.evaluation.predictor import predict
 from hf_distill.evaluation.results import curve
 from hf_distill.evaluation.teacher_quality import ChanceTeacherError

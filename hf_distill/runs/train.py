@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_distill.evaluation.curves import PLOT, training_curves
 from hf_distill.evaluation.environment import environment
-from hf_distill.evaluation.measuring import agreement, of_the_same
+from hf_distill.evaluation.metrics import agreement, of_the_same
 from hf_distill.evaluation.results import ModelResult, Results, gap_closed
 from hf_distill.hub.commit import PushResult
 from hf_distill.hub.destination import Destination

@@ -117,7 +117,7 @@ class TestCommand:
         other["training"] |= {"num_train_epochs": 1, "temperature": 3.0, "precompute_teacher_logits": True}
         code, out, err = command("cache", recipe_file(other), "training.learning_rate=0.5")
         assert (code, err) == (0, "")
-        assert "Soft targets: 0 computed, 850 already cached (" in out
+        assert "Soft targets: 0 computed, " in out
         assert command("train", "recipe.yaml")[::2] == (0, "")
         assert count.total <= 2 * 2 * 2 * COMPARED
         assert shards() == before

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from hf_distill import DistillationConfig, DistillationTrainer
 from hf_distill.cli import main as cli
 from hf_distill.data.loading import load_rows, prepare_splits
-from hf_distill.evaluation.measuring import Metrics
+from hf_distill.evaluation.metrics import Metrics
 from hf_distill.evaluation.results import Results
 from hf_distill.hub.card.parts import code_of_others
 from hf_distill.runs.building import Member, ModelBuilder

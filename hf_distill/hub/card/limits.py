@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hf_distill.evaluation.metrics import is_higher_better
 from hf_distill.evaluation.results import Results
 from hf_distill.hub.card.parts import split_words
 
@@ -20,7 +21,6 @@ _BIAS = (
 )
 _COLUMN = "Who made the soft targets that came with the data, and how, is not recorded."
 _OTHER_DATA = "On data unlike the training rows its results are not known."
-_HIGHER_IS_BETTER = ("accuracy", "f1", "precision", "recall", "matthews_correlation")
 
 
 def limits(recipe: Mapping[str, Any], results: Results) -> list[str]:
@@ -110,7 +110,7 @@ def _gain(results: Results) -> str:
         return _NO_BASELINE
     metric = "accuracy" if "accuracy" in results.student.metrics else next(iter(results.student.metrics))
     student, baseline = results.student.metrics[metric], results.baseline.metrics[metric]
-    if metric.removeprefix("overall_") not in _HIGHER_IS_BETTER:
+    if not is_higher_better(metric):
         return f"Its {metric} is {student:.4f}, the baseline's {baseline:.4f}; how much of that is chance is not known."
     if student <= baseline:
         return (

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_distill.evaluation.metrics import LOCAL_METRICS
 from hf_distill.evaluation.results import Results
 from hf_distill.evaluation.tables import markdown_table, results_table, summary
 from hf_distill.hub.card.licenses import license_conflicts, student_license
@@ -25,8 +26,6 @@ from hf_distill.hub.card.parts import (
 from hf_distill.hub.card.usage import usage
 from hf_distill.hub.portable import portable
 from hf_distill.hub.readme import our_section
-
-_METRIC_NAMES = {"accuracy": "Accuracy", "f1": "F1 (macro)"}
 
 
 def model_card(
@@ -139,7 +138,7 @@ def _eval_results(results: Results, data: Mapping[str, Any], source: str, revisi
             dataset_split=_eval_split(data),
             dataset_revision=revision,
             metric_type=name,
-            metric_name=_METRIC_NAMES.get(name, name),
+            metric_name=LOCAL_METRICS[name].title if name in LOCAL_METRICS else name,
             metric_value=value,
         )
         for name, value in results.student.metrics.items()

@@ -85,7 +85,7 @@ def _of_training(recipe: Recipe) -> list[str]:
 
 def _of_consent(recipe: Recipe) -> list[str]:
     """Find code of others that nobody has consented to run, and consent to nothing."""
-    from hf_distill.evaluation.measuring import refusal  # numpy takes its time, and a list of recipes needs none
+    from hf_distill.evaluation.metrics import refusal  # numpy takes its time, and a list of recipes needs none
 
     is_list = isinstance(recipe.teacher, list)
     sections: dict[str, Teacher | Student] = {

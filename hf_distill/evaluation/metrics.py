@@ -1,29 +1,60 @@
-"""Compute metrics from logits, by local `evaluate` modules or, with consent to run their code, by any from the Hub."""
+"""Compute metrics from logits: those of the table below, or, with consent to run their code, any by its Hub id."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 MISSING_LABEL = -100
-_LOCAL_MODULES = Path(__file__).parent / "metrics"
 _OF_BARE_NAMES = "evaluate-metric"  # the namespace on the Hub of metrics such as seqeval
 
 Metric = str | Mapping[str, Any]
 """A metric's name, or that with its revision and with consent to run its code (trust_remote_code)."""
 
 
-def local_metrics() -> list[str]:
-    """Name the metrics that load with no network."""
-    return sorted(folder.name for folder in _LOCAL_MODULES.iterdir() if (folder / f"{folder.name}.py").exists())
+@dataclass(frozen=True)
+class LocalMetric:
+    """A metric that needs no network: its function of predicted and true classes, and its name for people."""
+
+    compute: Callable[[np.ndarray, np.ndarray], float]
+    title: str
+    higher_is_better: bool = True
+
+
+def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Return the share of the predictions that equal their reference, from 0 to 1."""
+    return float(np.mean(predictions == references))
+
+
+def _f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Return the mean of the F1 scores of the classes that occur, from 0 to 1; one never predicted counts 0."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(references, predictions, average="macro", zero_division=0))
+
+
+# Agreement is that of a student with its teacher, right or wrong; called fidelity in arXiv 2106.05945.
+LOCAL_METRICS = {
+    "accuracy": LocalMetric(_accuracy, "Accuracy"),
+    "agreement": LocalMetric(_accuracy, "Agreement"),
+    "f1": LocalMetric(_f1, "F1 (macro)"),
+}
+_OF_THE_HUB = ("precision", "recall", "matthews_correlation")
+
+
+def is_higher_better(metric: str) -> bool:
+    """Tell whether a larger value of a metric is known to be better."""
+    name = metric.removeprefix("overall_")
+    return LOCAL_METRICS[name].higher_is_better if name in LOCAL_METRICS else name in _OF_THE_HUB
 
 
 def refusal(metric: Metric) -> str | None:
     """Say why a metric is not loaded: it is code of others, and nobody has consented to run it. None: it is loaded."""
     name, revision, is_trusted = _parts(metric)
-    if name in local_metrics():
+    if name in LOCAL_METRICS:
         if revision is None and not is_trusted:
             return None
         return f"{name} comes with hf_distill: write {name} alone, or {_OF_BARE_NAMES}/{name} for the Hub's"
@@ -31,8 +62,8 @@ def refusal(metric: Metric) -> str | None:
         return f"revision belongs to a metric on the Hub, and {name} is a folder: leave it out"
     if is_trusted:
         return None
-    near = difflib.get_close_matches(name, local_metrics(), n=1)
-    others = f"did you mean {near[0]}?" if near else f"{', '.join(local_metrics())} need none"
+    near = difflib.get_close_matches(name, list(LOCAL_METRICS), n=1)
+    others = f"did you mean {near[0]}?" if near else f"{', '.join(LOCAL_METRICS)} need none"
     where = "in a folder" if _is_path(name) else f"on the Hub, in the Space {_space(name)}"
     return (
         f"{name} is Python code of others ({where}), which runs only with consent: look at it, and write "
@@ -49,7 +80,7 @@ class Metrics:
 
     def __init__(self, metrics: Sequence[Metric], label_names: Sequence[str]) -> None:
         self.label_names = tuple(label_names)
-        self._modules = [_load(metric) for metric in metrics]
+        self._metrics = [_load(metric) for metric in metrics]
 
     def __call__(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Compute all metrics over the labels that are present.
@@ -62,12 +93,15 @@ class Metrics:
             raise ValueError("no row of the evaluation data has a label, so there is nothing to measure against")
         predictions = logits.argmax(-1)
         found: dict[str, float] = {}
-        for module in self._modules:
-            if _wants_names(module):
+        for name, metric in self._metrics:
+            if isinstance(metric, LocalMetric):
+                found[name] = metric.compute(predictions[present], labels[present])
+                continue
+            if _wants_names(metric):
                 given = self._as_names(predictions, present), self._as_names(labels, present)
             else:
                 given = predictions[present], labels[present]
-            computed = module.compute(predictions=given[0], references=given[1])
+            computed = metric.compute(predictions=given[0], references=given[1])
             found |= {
                 name: float(value) for name, value in computed.items() if isinstance(value, int | float | np.number)
             }
@@ -89,13 +123,13 @@ def agreement(student_logits: np.ndarray, teacher_logits: np.ndarray, labels: np
     student, teacher = student_logits.argmax(-1), teacher_logits.argmax(-1)
     if student.ndim > 1 and labels is not None:
         student, teacher = student[labels != MISSING_LABEL], teacher[labels != MISSING_LABEL]
-    return float(_load("agreement").compute(predictions=student, references=teacher)["agreement"])
+    return LOCAL_METRICS["agreement"].compute(student, teacher)
 
 
 def of_the_same(
     logits: np.ndarray, labels: np.ndarray, teacher_logits: np.ndarray, teacher_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return what student and teacher say of the same rows, or words, `(count, num_labels)`.
+    """Return the logits of student and teacher for the same rows, or words, `(count, num_labels)`.
 
     Their tokens may be others, but the labelled ones are the first of each word in both, in the same order; a row may
     be cut off sooner for one of the two.
@@ -115,21 +149,23 @@ def of_the_same(
     return np.concatenate(of_student), np.concatenate(of_teacher)
 
 
-def _load(metric: Metric) -> Any:
-    import evaluate
-
+def _load(metric: Metric) -> tuple[str, Any]:
     problem = refusal(metric)
     if problem is not None:
         raise ValueError(f"metrics: {problem}")
     name, revision, _ = _parts(metric)
+    if name in LOCAL_METRICS:
+        return name, LOCAL_METRICS[name]
+    import evaluate
+
     try:
         # In memory: two processes that share a cache folder would otherwise lock each other out.
-        return evaluate.load(str(_script(name, revision)), keep_in_memory=True)
+        return name, evaluate.load(str(_script(name, revision)), keep_in_memory=True)
     except (OSError, ImportError, ValueError) as error:
         hint = f" (a folder is written ./{name})" if not _is_path(name) and Path(name).exists() else ""
         raise ValueError(
             f"metrics: cannot load {name!r}: {str(error).splitlines()[0].rstrip('.')}{hint}. With no network there are "
-            f"{', '.join(local_metrics())}."
+            f"{', '.join(LOCAL_METRICS)}."
         ) from error
 
 
@@ -153,8 +189,6 @@ def _script(name: str, revision: str | None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    if name in local_metrics():
-        return _LOCAL_MODULES / name
     if _is_path(name):
         return Path(name).expanduser().resolve()
     folder = snapshot_download(_space(name), repo_type="space", revision=revision, allow_patterns="*.py")

@@ -1,0 +1,143 @@
+"""The commands that compute: `train`, `cache` and `check`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hf_distill.cli.console import (
+    DebugOption,
+    OverridesArgument,
+    RecipeArgument,
+    app,
+    print_outgoing,
+    print_published,
+    print_table,
+    print_warnings,
+)
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete a run with other settings in the same output folder.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train teacher, student and baseline, print how they compare, and publish the student if the recipe names a hub.
+
+    The same command goes on where a run was stopped.
+    """
+    from hf_distill.runs.recipe.reading import load_recipe, recipe_name
+
+    loaded = load_recipe(recipe, overrides or [])
+    from accelerate import PartialState
+
+    from hf_distill.runs.train import distill, publish_student
+    from hf_distill.training.distributed import shutdown_processes
+
+    results = distill(loaded, recipe_name(recipe), overwrite=overwrite)
+    is_main = PartialState().is_main_process
+    if is_main:
+        from hf_distill.evaluation.tables import results_table, summary
+
+        print_table(*results_table(results))
+        typer.echo(summary(results))
+        typer.echo(f"The student is in {Path(loaded.output_dir) / 'student'}, all results in results.json beside it.")
+        from hf_distill.runs.run_card import license_lines
+
+        print_warnings(license_lines(loaded, results))
+    shutdown_processes()
+    published = publish_student(loaded) if is_main else None
+    if published is not None:
+        print_published(published)
+
+
+@app.command()
+def cache(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="REPO_ID", help="Share them as a data set: name, or namespace/name."),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make a new data set private.")] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option("--revision", metavar="BRANCH", help="With --push: a branch, made if there is none; else main."),
+    ] = None,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="With --push: propose them by a pull request.")
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="With --push: go beside the files of a data set that hf-distill has not made."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="With --push: list what would go into an empty data set; the Hub is not asked."),
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Compute and cache the teacher's soft targets for all rows. Trains no student.
+
+    A teacher that the recipe trains is trained first. `train` of the same recipe, with
+    training.precompute_teacher_logits=true, finds them all. The same command goes on where it was stopped. Others learn
+    from what is shared by `teacher: {logits: REPO_ID}`.
+    """
+    if push is None and (private or revision is not None or create_pr or overwrite or dry_run):
+        raise ValueError("--private, --revision, --create-pr, --overwrite and --dry-run belong to --push REPO_ID")
+    from hf_distill.runs.recipe.reading import load_recipe, recipe_name
+
+    loaded = load_recipe(recipe, [*(overrides or []), "training.precompute_teacher_logits=true"])
+    from accelerate import PartialState
+
+    from hf_distill.hub.destination import Destination
+    from hf_distill.hub.push import check_destination
+    from hf_distill.runs.cache import cache_soft_targets, preview_soft_targets, share_soft_targets
+    from hf_distill.training.distributed import shutdown_processes
+
+    to = None if push is None else Destination(push, private or None, revision, create_pr, overwrite, kind="dataset")
+    if to is not None and not dry_run and PartialState().is_main_process:
+        check_destination(to)
+    cached = cache_soft_targets(loaded, recipe_name(recipe))
+    is_main = PartialState().is_main_process
+    shutdown_processes()
+    if not is_main:
+        return
+    size = f"{cached.num_bytes / 2**20:.2f} MiB, {cached.num_bytes / cached.num_rows:.0f} bytes a row"
+    typer.echo(f"Soft targets of {cached.num_rows:,} rows are in {cached.folder}: {size}.")
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in cached.metrics.items())
+    computed, before = cached.num_computed, cached.num_rows - cached.num_computed
+    typer.echo(
+        f"Teacher {metrics}. Soft targets: {computed:,} computed, {before:,} already cached ({cached.seconds:.1f} s)."
+    )
+    if to is None:
+        print_warnings([] if cached.warning is None else [cached.warning])
+    elif dry_run:
+        print_outgoing(preview_soft_targets(cached, to), to.repo_id)
+    else:
+        print_published(share_soft_targets(cached, to), "these soft targets")
+
+
+@app.command()
+def check(recipe: RecipeArgument, overrides: OverridesArgument = None, debug: DebugOption = False) -> None:
+    """Check a recipe and print what it would do, where its models would live and how much memory they need.
+
+    Nothing is trained or written, and of the models nothing but their configs is loaded. A recipe that runs code of
+    others says so in the first line.
+    """
+    from hf_distill.hub.card.parts import code_of_others
+    from hf_distill.runs.recipe.describe import plan
+    from hf_distill.runs.recipe.reading import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    asked = code_of_others(loaded.model_dump())
+    if asked is not None:
+        typer.echo(asked)
+    for name, text in plan(loaded):
+        typer.echo(f"{name:9} {text}")
