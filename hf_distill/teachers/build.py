@@ -16,7 +16,7 @@ from hf_distill.data.targets import ProblemType
 from hf_distill.data.teacher_views import TeacherInputCollator
 from hf_distill.teachers.cache.cache import SoftTargetCache
 from hf_distill.teachers.cache.cached_teacher import CachedTeacher
-from hf_distill.teachers.ensemble import check_weights
+from hf_distill.teachers.ensemble import TeacherEnsemble, check_weights
 from hf_distill.teachers.external import (
     SOFT_TARGET_COLUMNS,
     TeacherColumn,
@@ -28,7 +28,6 @@ from hf_distill.teachers.labels import has_generic_names, has_names_of, label_na
 from hf_distill.teachers.loading import load_teacher, task_of, unwrapped
 from hf_distill.teachers.model import TeacherModel, check_not_student, label_index
 from hf_distill.teachers.placement import check_placement, is_quantized, loading_options
-from hf_distill.teachers.several import TeacherEnsemble
 from hf_distill.teachers.source import SoftTargetSource
 from hf_distill.teachers.specialists import Specialist, model_of, specialist_columns
 from hf_distill.teachers.views import Views, view_collator, views_of

@@ -18,10 +18,10 @@ from hf_distill.teachers.build import (
     parse_teachers,
     views_of,
 )
+from hf_distill.teachers.ensemble import TeacherEnsemble
 from hf_distill.teachers.external import TeacherColumn, TeacherFunction
 from hf_distill.teachers.labels import stated_problem_type
 from hf_distill.teachers.model import TeacherModel
-from hf_distill.teachers.several import TeacherEnsemble
 from hf_distill.teachers.specialists import Specialist
 
 CPU = torch.device("cpu")

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_distill.data.targets import PROBLEM_TYPES
-from hf_distill.teachers.ensemble import COMBINATIONS, check_weights, combine_logits
+from hf_distill.teachers.ensemble import MEANS, check_weights, combine_logits
 from hf_distill.training.losses.soft import soft_target_loss
 
 SINGLE, MULTI, REGRESSION = PROBLEM_TYPES
-ARITHMETIC, GEOMETRIC = COMBINATIONS
+ARITHMETIC, GEOMETRIC = MEANS
 INF = math.inf
 each_kind = pytest.mark.parametrize(
     ("problem_type", "combination"),
@@ -64,7 +64,7 @@ def distribution(logits: Tensor, temperature: float, problem_type: str) -> Tenso
 # ---- Values ----
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
+@pytest.mark.parametrize("combination", MEANS)
 @pytest.mark.parametrize("problem_type", [SINGLE, MULTI])
 @given(ensemble=ensembles(), temperature=temperatures)
 @few_examples
@@ -144,7 +144,7 @@ def test_a_member_of_weight_zero_has_no_say(problem_type: Any, combination: Any)
 # ---- Extremes ----
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
+@pytest.mark.parametrize("combination", MEANS)
 def test_a_class_that_all_members_rule_out_stays_ruled_out(combination: Any) -> None:
     """NaN in every loss from one class of probability zero."""
     members = random_members(2)
@@ -173,7 +173,7 @@ def test_a_geometric_mean_with_no_class_left_is_refused() -> None:
     assert combine_logits(members, None, 1.0, SINGLE, ARITHMETIC).isfinite().all()
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
+@pytest.mark.parametrize("combination", MEANS)
 def test_multi_label_logits_of_minus_infinity_give_no_nan(combination: Any) -> None:
     """Infinity minus infinity where both members rule a class out."""
     members = [torch.tensor([[-INF, -INF, 1.0]]), torch.tensor([[-INF, 0.0, 1.0]])]

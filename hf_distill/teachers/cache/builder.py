@@ -24,8 +24,8 @@ from hf_distill.teachers.cache.key import ABOUT, check_key, names_of, read_key, 
 from hf_distill.teachers.cache.lookup import HashedRows, missing_rows, num_missing
 from hf_distill.teachers.cache.shards import ShardWriter, StorageFormat, held
 from hf_distill.teachers.cache.store import SoftTargets, shards_in
+from hf_distill.teachers.ensemble import TeacherEnsemble
 from hf_distill.teachers.model import TeacherModel
-from hf_distill.teachers.several import TeacherEnsemble
 from hf_distill.teachers.source import SoftTargetSource
 from hf_distill.teachers.views import Views
 

@@ -16,8 +16,7 @@ from hf_distill.teachers.cache.key import check_key, read_key
 from hf_distill.teachers.cache.lookup import MissingTargetsError, hash_data_set, num_missing
 from hf_distill.teachers.cache.store import SoftTargets
 from hf_distill.teachers.cache.target_form import check_key_form, check_targets
-from hf_distill.teachers.ensemble import check_weights
-from hf_distill.teachers.several import Combination
+from hf_distill.teachers.ensemble import Combination, check_weights
 
 logger = logging.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_distill.data.soft_targets import CACHED_LOGITS, CACHED_MASK
 from hf_distill.data.targets import ProblemType
-from hf_distill.teachers.several import Combination
+from hf_distill.teachers.ensemble import Combination
 from hf_distill.teachers.source import SoftTargetSource, TeacherOutput
 
 

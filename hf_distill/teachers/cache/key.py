@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from hf_distill.data.fingerprints import processor_settings
 from hf_distill.teachers.cache.shards import is_trace, write_whole
+from hf_distill.teachers.ensemble import TeacherEnsemble
 from hf_distill.teachers.external import TeacherFunction, fingerprint_of
 from hf_distill.teachers.loading import unwrapped
 from hf_distill.teachers.model import TeacherModel
-from hf_distill.teachers.several import TeacherEnsemble
 from hf_distill.teachers.source import SoftTargetSource
 
 KEY_FILE = "key.json"

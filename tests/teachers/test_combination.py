@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_distill.teachers.ensemble import TeacherEnsemble
 from hf_distill.teachers.model import TeacherModel
-from hf_distill.teachers.several import TeacherEnsemble
 from hf_distill.teachers.source import TEACHER_INPUTS, TeacherOutput
 
 CPU = torch.device("cpu")
