@@ -2,18 +2,23 @@
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import cache
+from typing import Annotated, Any, get_type_hints
 
 import torch
 from transformers import TrainingArguments
 
 from hf_distill.training.schedules import SCHEDULES, scheduled
 
-TEACHER_DTYPES = ("auto", "float32", "bfloat16", "float16")
-TEACHER_COMBINATIONS = ("arithmetic", "geometric")
-TEACHER_QUANTIZATIONS = ("8bit", "4bit")
-TEACHER_LOGITS_DTYPES = ("float16", "float32")
-SAMPLING_STRATEGIES = ("auto", "random", "sequential", "group_by_length", "batch_rebalance")
+# Marks of a setting, by which others find it: what it decides, and whether it is about the recipe's own teachers (a
+# later student is taught by the one before it) or means nothing without a model.
+OBJECTIVE, TEACHER, CACHE, FIRST_TEACHERS, NEEDS_MODEL = (
+    "objective",
+    "teacher",
+    "cache",
+    "first teachers",
+    "needs model",
+)
 
 
 @dataclass
@@ -26,46 +31,48 @@ class DistillationConfig(TrainingArguments):
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_label_map"]
 
-    alpha: float = field(
+    alpha: Annotated[float, OBJECTIVE] = field(
         default=0.1,
         metadata={
             "help": "Weight of the label loss, from 0 to 1; the soft-target loss has the weight 1 - alpha. "
             "0 learns from the teacher alone and needs no labels, 1 is plain training and never runs the teacher."
         },
     )
-    temperature: float = field(
+    temperature: Annotated[float, OBJECTIVE] = field(
         default=4.0,
         metadata={
             "help": "Divides the logits of teacher and student before the softmax, and multiplies the soft-target "
             "loss by its square. Above 0; 1 to 20 is usual."
         },
     )
-    alpha_end: float | None = field(
+    alpha_end: Annotated[float | None, OBJECTIVE] = field(
         default=None,
         metadata={"help": "The value of alpha at the last step; needs a schedule. Unset: alpha stays as it is."},
     )
-    temperature_end: float | None = field(
+    temperature_end: Annotated[float | None, OBJECTIVE] = field(
         default=None,
         metadata={"help": "The temperature at the last step; needs a schedule. Unset: the temperature stays as it is."},
     )
-    schedule: str = field(
+    schedule: Annotated[str, OBJECTIVE] = field(
         default="constant",
         metadata={
+            "choices": list(SCHEDULES),
             "help": "How alpha and temperature move from their first to their end values: constant, linear or cosine. "
-            "Evaluation always uses the end values, so that eval_loss is one measure during the whole training."
+            "Evaluation always uses the end values, so that eval_loss is one measure during the whole training.",
         },
     )
-    teacher_weights: list[float] | None = field(
+    teacher_weights: Annotated[list[float] | None, TEACHER, FIRST_TEACHERS] = field(
         default=None,
         metadata={
             "help": "Weight of each of several teachers (specialists have none), in their order; they are divided by "
             "their sum. Unset: all count the same."
         },
     )
-    teacher_combination: str = field(
+    teacher_combination: Annotated[str, TEACHER, FIRST_TEACHERS] = field(
         default="arithmetic",
         metadata={
-            "help": "Mean of several teachers' probabilities at the temperature in use: arithmetic or geometric."
+            "choices": list(("arithmetic", "geometric")),
+            "help": "Mean of several teachers' probabilities at the temperature in use: arithmetic or geometric.",
         },
     )
     teacher_input_columns: list[str] | None = field(
@@ -81,7 +88,7 @@ class DistillationConfig(TrainingArguments):
             "help": "Tokens kept of a text for a teacher with a tokenizer of its own. Unset: the most that it takes."
         },
     )
-    teacher_placement: str = field(
+    teacher_placement: Annotated[str, TEACHER, NEEDS_MODEL] = field(
         default="same",
         metadata={
             "help": "Where the teacher lives: same (the student's device in each process), cpu, a device such as "
@@ -89,40 +96,42 @@ class DistillationConfig(TrainingArguments):
             "by FSDP2 or, in a DeepSpeed run, ZeRO-3)."
         },
     )
-    teacher_quantization: str | None = field(
+    teacher_quantization: Annotated[str | None, TEACHER, NEEDS_MODEL] = field(
         default=None,
         metadata={
+            "choices": list(("8bit", "4bit")),
             "help": "Load a teacher that is named by a Hub id or path in 8bit or 4bit (bitsandbytes, on a GPU; "
-            "pip install hf_distill[quant])."
+            "pip install hf_distill[quant]).",
         },
     )
-    teacher_dtype: str | None = field(
+    teacher_dtype: Annotated[str | None, TEACHER, NEEDS_MODEL] = field(
         default=None,
         metadata={
+            "choices": list(("auto", "float32", "bfloat16", "float16")),
             "help": "Type of the teacher's weights: float32, bfloat16, float16, or auto (as they were saved). Unset: "
             "float32 for a teacher named by a Hub id or path, unchanged for a model object. In mixed precision (bf16, "
-            "fp16) it computes as the student does, whatever its weights are."
+            "fp16) it computes as the student does, whatever its weights are.",
         },
     )
-    teacher_torch_compile: bool = field(
+    teacher_torch_compile: Annotated[bool, TEACHER, NEEDS_MODEL] = field(
         default=False,
         metadata={
             "help": "Compile the teacher with torch.compile, by torch_compile_backend (unset: inductor) and "
             "torch_compile_mode; torch_compile is the student's."
         },
     )
-    teacher_revision: str | None = field(
+    teacher_revision: Annotated[str | None, TEACHER] = field(
         default=None,
         metadata={"help": "Branch, tag or commit of a teacher that is named by a Hub id."},
     )
-    teacher_label_map: dict[str, str] | str | None = field(
+    teacher_label_map: Annotated[dict[str, str] | str | None, TEACHER, FIRST_TEACHERS, NEEDS_MODEL] = field(
         default=None,
         metadata={
             "help": "The teacher's label for each label of the student, where the names differ: "
             '{"student label": "teacher label"}.'
         },
     )
-    precompute_teacher_logits: bool = field(
+    precompute_teacher_logits: Annotated[bool, CACHE] = field(
         default=False,
         metadata={
             "help": "Compute the soft targets of the training and evaluation rows once, cache them in "
@@ -130,35 +139,36 @@ class DistillationConfig(TrainingArguments):
             "Without a teacher, learn from those that are cached there."
         },
     )
-    teacher_logits_dir: str | None = field(
+    teacher_logits_dir: Annotated[str | None, CACHE, FIRST_TEACHERS, NEEDS_MODEL] = field(
         default=None,
         metadata={
             "help": "Folder of cached soft targets; those of rows that are in it are not computed again. Unset: "
             "_teacher_logits in output_dir."
         },
     )
-    teacher_logits_dtype: str | None = field(
+    teacher_logits_dtype: Annotated[str | None, CACHE] = field(
         default=None,
         metadata={
+            "choices": list(("float16", "float32")),
             "help": "Type in which logits are cached: float16 or float32. Unset: that of those that are there, else "
-            "float16, float32 for regression."
+            "float16, float32 for regression.",
         },
     )
-    teacher_logits_top_k: int | None = field(
+    teacher_logits_top_k: Annotated[int | None, CACHE] = field(
         default=None,
         metadata={
             "help": "Cache so many of each row's largest logits, and how much the others have together, which they "
             "then share evenly. For many labels; how far that is from all of them is measured and logged. Unset: all."
         },
     )
-    teacher_logits_views: int | None = field(
+    teacher_logits_views: Annotated[int | None, CACHE] = field(
         default=None,
         metadata={
             "help": "For training rows that are augmented: cache the soft targets of so many views of each row. "
             "Epoch e replays view e modulo this number."
         },
     )
-    teacher_logits_batch_size: int | None = field(
+    teacher_logits_batch_size: Annotated[int | None, CACHE, NEEDS_MODEL] = field(
         default=None,
         metadata={"help": "Rows of a batch, in each process, when soft targets are cached. Unset: 4 training batches."},
     )
@@ -168,7 +178,7 @@ class DistillationConfig(TrainingArguments):
             "help": "How rows become training batches: auto (group_by_length for texts whose lengths are known without "
             "reading the rows one by one, else random), or one of Trainer's: random, sequential, group_by_length, "
             "batch_rebalance.",
-            "choices": list(SAMPLING_STRATEGIES),
+            "choices": ["auto", "random", "sequential", "group_by_length", "batch_rebalance"],
         },
     )
     logging_nan_inf_filter: bool = field(
@@ -186,7 +196,7 @@ class DistillationConfig(TrainingArguments):
             "weak one."
         },
     )
-    teacher_trust_remote_code: bool = field(
+    teacher_trust_remote_code: Annotated[bool, TEACHER, FIRST_TEACHERS] = field(
         default=False,
         metadata={
             "help": "Run the Python code that comes with the teacher, the only one, that is named by a Hub id or path. "
@@ -223,14 +233,11 @@ class DistillationConfig(TrainingArguments):
             value = getattr(self, name)
             if not (value is None and name != "temperature") and not (_is_number(value) and value > 0):
                 problems.append(f"{name} must be > 0, got {value!r}. 1 to 20 is usual.")
+        for each in fields(self):
+            choices, value = each.metadata.get("choices"), getattr(self, each.name)
+            if choices and value not in choices and value != each.default:
+                problems.append(f"{each.name} must be one of {', '.join(choices)}, got {value!r}.")
         problems += self._schedule_problems() + self._teacher_problems() + self._precomputing_problems()
-        if self.train_sampling_strategy not in SAMPLING_STRATEGIES:
-            problems.append(
-                f"train_sampling_strategy must be one of {', '.join(SAMPLING_STRATEGIES)}, "
-                f"got {self.train_sampling_strategy!r}."
-            )
-        if self.teacher_dtype is not None and self.teacher_dtype not in TEACHER_DTYPES:
-            problems.append(f"teacher_dtype must be one of {', '.join(TEACHER_DTYPES)}, got {self.teacher_dtype!r}.")
         if self.teacher_label_map is not None and not isinstance(self.teacher_label_map, dict):
             problems.append(
                 "teacher_label_map must map each label of the student to one of the teacher, "
@@ -274,7 +281,7 @@ class DistillationConfig(TrainingArguments):
 
     def _schedule_problems(self) -> list[str]:
         if self.schedule not in SCHEDULES:
-            return [f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}."]
+            return []
         ends = [name for name in ("alpha_end", "temperature_end") if getattr(self, name) is not None]
         if self.schedule == "constant" and ends:
             return [f"{ends[0]} has no effect with schedule constant: set schedule to linear or cosine."]
@@ -297,16 +304,6 @@ class DistillationConfig(TrainingArguments):
         length = self.teacher_max_length
         if length is not None and not (isinstance(length, int) and not isinstance(length, bool) and length > 0):
             problems.append(f"teacher_max_length must be a whole number > 0, got {length!r}. Unset is all it takes.")
-        if self.teacher_combination not in TEACHER_COMBINATIONS:
-            problems.append(
-                f"teacher_combination must be one of {', '.join(TEACHER_COMBINATIONS)}, "
-                f"got {self.teacher_combination!r}."
-            )
-        if self.teacher_quantization is not None and self.teacher_quantization not in TEACHER_QUANTIZATIONS:
-            problems.append(
-                f"teacher_quantization must be one of {', '.join(TEACHER_QUANTIZATIONS)}, "
-                f"got {self.teacher_quantization!r}."
-            )
         if self.teacher_torch_compile and self.teacher_placement in ("auto", "sharded"):
             problems.append(
                 f"teacher_torch_compile does not go with teacher_placement {self.teacher_placement}: leave one out."
@@ -322,10 +319,6 @@ class DistillationConfig(TrainingArguments):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value > 0):
                 problems.append(f"{name} must be a whole number > 0, got {value!r}. Unset is usual.")
-        if self.teacher_logits_dtype is not None and self.teacher_logits_dtype not in TEACHER_LOGITS_DTYPES:
-            problems.append(
-                f"teacher_logits_dtype must be {' or '.join(TEACHER_LOGITS_DTYPES)}, got {self.teacher_logits_dtype!r}."
-            )
         if not self.precompute_teacher_logits:
             problems += [
                 f"{name} has no effect without precompute_teacher_logits: set that to true, or leave it out."
@@ -337,3 +330,10 @@ class DistillationConfig(TrainingArguments):
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@cache
+def settings_marked(*marks: str) -> frozenset[str]:
+    """Name the settings that have any of some marks."""
+    hints = get_type_hints(DistillationConfig, include_extras=True)
+    return frozenset(name for name, hint in hints.items() if {*getattr(hint, "__metadata__", ())} & {*marks})

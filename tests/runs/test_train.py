@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -24,6 +26,8 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     BertModel,
+    PreTrainedModel,
+    Trainer,
     pipeline,
 )
 from transformers.integrations import is_tensorboard_available
@@ -32,6 +36,7 @@ from hf_distill.evaluation.results import Results
 from hf_distill.runs.recipe.reading import load_recipe
 from hf_distill.runs.train import distill
 from hf_distill.teachers.model import TeacherModel
+from hf_distill.training.config import DistillationConfig
 
 SMALL = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 8, "learning_rate": 1e-2}
 
@@ -457,3 +462,26 @@ def test_killed_in_any_stage_it_ends_with_the_same_weights():
     results = [Results.read(Path(run)) for run in ("whole", "killed")]
     assert results[0].student.metrics == results[1].student.metrics
     assert results[0].agreement == results[1].agreement
+
+
+def test_a_run_builds_no_more_than_it_needs(monkeypatch):
+    """Models, trainers and settings made again for each question: seconds on the demo, minutes on a large teacher."""
+    made: Counter[str] = Counter()
+
+    def count(kind: type, method: str, name: str) -> None:
+        original = getattr(kind, method)
+
+        def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            made[name if torch.empty(0).device.type == "cpu" else f"{name} without memory"] += 1
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, method, counted)
+
+    count(PreTrainedModel, "__init__", "models")
+    count(Trainer, "__init__", "trainers")
+    count(DistillationConfig, "__post_init__", "settings")
+    run(digits_recipe())
+    assert made["models"] == 3
+    assert made["models without memory"] <= 2
+    assert made["trainers"] <= 4
+    assert made["settings"] <= 6

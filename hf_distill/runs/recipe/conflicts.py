@@ -3,7 +3,7 @@
 from typing import Any
 
 from hf_distill.runs.recipe.schema import Recipe, Student, Teacher
-from hf_distill.runs.recipe.validation import OF_THE_FIRST_TEACHERS, logits_problems
+from hf_distill.runs.recipe.validation import logits_problems, marked
 
 
 def conflicts(recipe: Recipe) -> list[str]:
@@ -72,7 +72,7 @@ def _of_training(recipe: Recipe) -> list[str]:
     for i, stage in enumerate(recipe.stages[1:], start=1):
         problems += [
             f"stages.{i}.training.{key}: has no effect, this one is taught by the stage before it"
-            for key in OF_THE_FIRST_TEACHERS
+            for key in sorted(marked("first teachers"))
             if key in stage.training
         ]
     for section, settings in sections.items():

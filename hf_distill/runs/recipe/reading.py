@@ -13,12 +13,12 @@ from hf_distill.hub.card.parts import yaml_of
 from hf_distill.runs.recipe.conflicts import conflicts
 from hf_distill.runs.recipe.schema import Recipe
 from hf_distill.runs.recipe.validation import (
-    NOT_OF_THE_TEACHERS,
     NUMBER,
-    OF_THE_STUDENTS,
     described,
     flat,
     numbers_as_text,
+    of_the_cache,
+    of_the_students,
     settle_consent,
     training_problems,
 )
@@ -142,7 +142,7 @@ def differences(old: Recipe, new: Recipe, *, but: Callable[[str], bool] | None =
 
 def is_of_the_cache(key: str) -> bool:
     """Tell whether a setting says how soft targets are kept, which is nothing to teachers or students."""
-    return _training_field(key) in NOT_OF_THE_TEACHERS
+    return _training_field(key) in of_the_cache()
 
 
 def is_of_the_students(key: str) -> bool:
@@ -153,7 +153,7 @@ def is_of_the_students(key: str) -> bool:
     section, field = key.partition(".")[0], _training_field(key)
     if field is None:
         return section in ("student", "stages", "baseline")
-    return field in OF_THE_STUDENTS or (section == "stages" and field == "seed")  # the run's seed splits the data
+    return field in of_the_students() or (section == "stages" and field == "seed")  # the run's seed splits the data
 
 
 def _training_field(key: str) -> str | None:

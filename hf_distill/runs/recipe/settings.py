@@ -7,8 +7,7 @@ from typing import Any
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe, Stage, Student, Teacher
-from hf_distill.runs.recipe.validation import OF_DISTILLATION, OF_KEPT_TARGETS, OF_THE_FIRST_TEACHERS
-from hf_distill.training.config import DistillationConfig
+from hf_distill.training.config import CACHE, FIRST_TEACHERS, OBJECTIVE, TEACHER, DistillationConfig, settings_marked
 
 # For a trainer that predicts, and has nothing to report; the last two would convert the model for good.
 _NOT_TRAINING = {
@@ -59,15 +58,19 @@ def training_arguments(recipe: Recipe, stage: str, folder: Path) -> Distillation
         chosen |= section.training
     is_first = section is recipe.students[0]
     if isinstance(section, Student) and not is_first:  # its teacher is the student before it
-        chosen = {name: value for name, value in chosen.items() if name not in OF_THE_FIRST_TEACHERS}
+        chosen = _without(chosen, FIRST_TEACHERS)
     if not isinstance(section, Student):
-        chosen = {name: value for name, value in chosen.items() if name not in OF_DISTILLATION} | {"alpha": 1.0}
+        chosen = _without(chosen, OBJECTIVE, TEACHER, CACHE) | {"alpha": 1.0}
     if recipe.teachers[0].logits is not None and is_first:
         chosen["precompute_teacher_logits"] = True
     if not chosen.get("precompute_teacher_logits"):  # which may be said of the first student's soft targets alone
-        chosen = {name: value for name, value in chosen.items() if name not in OF_KEPT_TARGETS}
+        chosen = _without(chosen, CACHE)
     elif is_first:
         # Not where its checkpoints are, which are deleted at the end: others may learn from the same soft targets.
         named = chosen.get("teacher_logits_dir")
         chosen["teacher_logits_dir"] = named or str(Path(recipe.output_dir).expanduser() / SOFT_TARGETS)
     return DistillationConfig(**{"save_total_limit": 1, **chosen, "output_dir": str(folder)})
+
+
+def _without(chosen: dict[str, Any], *marks: str) -> dict[str, Any]:
+    return {name: value for name, value in chosen.items() if name not in settings_marked(*marks)}

@@ -97,8 +97,10 @@ def training_problems(values: Mapping[str, Any]) -> list[str]:
     if any(teacher.get("logits") is not None for _, teacher in _sections(values, "teacher")):
         problems = [line for line in problems if "has no effect without precompute_teacher_logits" not in line]
     shared = values.get("training") if isinstance(values.get("training"), dict) and not problems else {}
+    reason = "belongs to the student's training, a teacher learns from labels alone"
+    of_a_student = {**_OF_THE_RUN, **dict.fromkeys(marked("objective", "teacher", "cache"), reason)}
     for key, teacher in _sections(values, "teacher"):
-        problems += _section_problems(f"{key}.training", teacher.get("training"), _OF_THE_STUDENT)
+        problems += _section_problems(f"{key}.training", teacher.get("training"), of_a_student)
     for key, stage in _sections(values, "stages"):
         problems += _section_problems(f"{key}.training", stage.get("training"), _OF_THE_RUN, shared)
     return problems
@@ -116,7 +118,7 @@ def logits_problems(recipe: Mapping[str, Any], key: str, *, is_alone: bool) -> l
     for section, settings in {"training": recipe["training"], **first}.items():
         problems += [
             f"{section}.{name}: has no effect, {key}.logits are soft targets and no model"
-            for name in _OF_A_MODEL
+            for name in sorted(marked("needs model"))
             if settings.get(name) is not None
         ]
         if settings.get("precompute_teacher_logits") is False:
@@ -160,46 +162,10 @@ _ABOVE_ZERO = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
 )
-# What says how a student is taught; nothing of it is left where labels alone are learnt from.
-OF_DISTILLATION = (
-    "alpha",
-    "alpha_end",
-    "temperature",
-    "temperature_end",
-    "schedule",
-    "precompute_teacher_logits",
-    "teacher_combination",
-    "teacher_dtype",
-    "teacher_label_map",
-    "teacher_logits_batch_size",
-    "teacher_logits_dir",
-    "teacher_logits_dtype",
-    "teacher_logits_top_k",
-    "teacher_logits_views",
-    "teacher_placement",
-    "teacher_quantization",
-    "teacher_revision",
-    "teacher_torch_compile",
-    "teacher_trust_remote_code",
-    "teacher_weights",
-)
-# Whether, where and how soft targets are kept.
-OF_KEPT_TARGETS = (
-    "precompute_teacher_logits",
-    "teacher_logits_batch_size",
-    "teacher_logits_dir",
-    "teacher_logits_dtype",
-    "teacher_logits_top_k",
-    "teacher_logits_views",
-)
-# What may change for those who make soft targets alone: teachers and students are the same whatever it says.
-NOT_OF_THE_TEACHERS = (*OF_KEPT_TARGETS, "allow_untrained_teacher")
-# What may change as long as there are teachers alone: it reaches neither a teacher's training nor its
-# cached soft targets. What is not named here counts as the teachers', too: some fields (tf32) change the process.
-OF_THE_STUDENTS = (
-    *NOT_OF_THE_TEACHERS,
+# What of a training may change as long as there are teachers alone, besides the objective, the cache and the mean of
+# the teachers: it reaches no teacher. What is not named counts as the teachers', too: some (tf32) change the process.
+_OF_ANY_TRAINING = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "optim", "optim_args", "weight_decay", "max_grad_norm"),
-    *("alpha", "alpha_end", "temperature", "temperature_end", "schedule", "teacher_combination", "teacher_weights"),
     *("eval_delay", "eval_on_start", "eval_steps", "eval_strategy"),
     *("gradient_accumulation_steps", "per_device_eval_batch_size", "per_device_train_batch_size"),
     *("gradient_checkpointing", "label_smoothing_factor", "neftune_noise_alpha", "train_sampling_strategy"),
@@ -207,20 +173,6 @@ OF_THE_STUDENTS = (
     *("learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"),
     *("disable_tqdm", "logging_first_step", "logging_steps", "logging_strategy", "report_to", "run_name"),
     *("save_steps", "save_strategy", "save_total_limit"),
-)
-# What moves, converts or reads with a teacher's model.
-_OF_A_MODEL = (
-    "teacher_dtype",
-    "teacher_label_map",
-    "teacher_logits_batch_size",
-    "teacher_logits_dir",
-    "teacher_placement",
-    "teacher_quantization",
-    "teacher_torch_compile",
-)
-# These say something of the teachers that a recipe names; a later student is taught by the one before it.
-OF_THE_FIRST_TEACHERS = (
-    *("teacher_combination", "teacher_label_map", "teacher_logits_dir", "teacher_trust_remote_code", "teacher_weights"),
 )
 _PUBLISHING = "is the run's own: name the repository at the top of the recipe, hub: {repo_id: ...}"
 _OF_THE_RUN = {
@@ -237,10 +189,23 @@ _OF_THE_RUN = {
         for name in ("prediction_loss_only", "batch_eval_metrics", "eval_do_concat_batches")
     },
 }
-_OF_THE_STUDENT = {
-    **_OF_THE_RUN,
-    **{name: "belongs to the student's training, a teacher learns from labels alone" for name in OF_DISTILLATION},
-}
+
+
+def marked(*marks: str) -> frozenset[str]:
+    """Name the settings of a training that have any of some marks of `training.config`."""
+    from hf_distill.training.config import settings_marked  # torch takes its time, and a list of recipes needs none
+
+    return settings_marked(*marks)
+
+
+def of_the_cache() -> frozenset[str]:
+    """Name what may change for those who make soft targets alone: teachers and students are the same whatever it is."""
+    return marked("cache") | {"allow_untrained_teacher"}
+
+
+def of_the_students() -> frozenset[str]:
+    """Name what may change as long as there are teachers alone: it reaches no teacher, nor its cached soft targets."""
+    return of_the_cache() | marked("objective") | {"teacher_combination", "teacher_weights", *_OF_ANY_TRAINING}
 
 
 def _section_problems(

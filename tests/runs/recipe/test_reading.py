@@ -20,7 +20,7 @@ from hf_distill.runs.recipe.reading import (
 )
 from hf_distill.runs.recipe.schema import Recipe
 from hf_distill.runs.recipe.settings import training_arguments
-from hf_distill.runs.recipe.validation import OF_THE_STUDENTS
+from hf_distill.runs.recipe.validation import of_the_students
 from hf_distill.training.config import DistillationConfig
 
 DATA = (
@@ -511,7 +511,7 @@ class TestSeveralTeachersAndStages:
 
     def test_what_is_of_the_students_alone_reaches_no_teacher(self):
         """A teacher found again that this recipe would have trained otherwise."""
-        assert set(OF_THE_STUDENTS) <= DistillationConfig.__dataclass_fields__.keys()
+        assert set(of_the_students()) <= DistillationConfig.__dataclass_fields__.keys()
         given = {"task": "text-classification", "data": {"path": "x"}, "student": {"model": "a/b"}, "output_dir": "x"}
         found = [
             training_arguments(
@@ -519,7 +519,7 @@ class TestSeveralTeachersAndStages:
                 "teacher",
                 Path("x"),
             ).to_dict()
-            for training in ({}, dict.fromkeys(OF_THE_STUDENTS, "another"))
+            for training in ({}, dict.fromkeys(of_the_students(), "another"))
         ]
         assert found[0] == found[1]
 
