@@ -3,9 +3,11 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 _MOST_POINTS = 500  # of a stage's curve: a picture shows no more, and results.json stays small
 
@@ -22,7 +24,9 @@ class ModelResult:
         train_seconds: time spent in training, restarts included; None for a model that came ready.
     """
 
-    metrics: dict[str, float]
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    metrics: Annotated[dict[str, int | float], Field(min_length=1)]
     num_parameters: int | None
     size_mib: float | None
     train_seconds: float | None
@@ -52,6 +56,8 @@ class Results:
         curves: what each trained stage logged, by step; see `curve`.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     task: str
     recipe: str
     teacher: ModelResult
@@ -64,7 +70,7 @@ class Results:
     teachers: dict[str, ModelResult] = field(default_factory=dict)
     stages: dict[str, ModelResult] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
-    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, int | float]]] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, ModelResult]:
@@ -84,39 +90,14 @@ class Results:
             ValueError: it did not write this.
         """
         try:
-            found = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"results.json is not valid JSON: {error}") from error
-        known = {each.name for each in fields(cls)}
-        unknown = sorted(set(found) - known) if isinstance(found, dict) else ["no mapping"]
-        if unknown:
-            raise ValueError(f"results.json was not written by this version of hf_distill: it has {', '.join(unknown)}")
-        try:
-            for role in ("teacher", "student", "baseline"):
-                if found[role] is not None:
-                    found[role] = ModelResult(**found[role])
-            for group in ("teachers", "stages"):
-                found[group] = {name: ModelResult(**model) for name, model in found.get(group, {}).items()}
-            results = cls(**found)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"results.json was not written by a run of this version of hf_distill: {error}") from error
-        wrong = results._wrong_types()
-        if wrong:
-            raise ValueError(f"results.json was not written by a run of hf_distill: {wrong}")
-        return results
-
-    def _wrong_types(self) -> str | None:
-        """Say which field that the card is made from is of another kind than a run writes."""
-        for name in ("data", "environment", "lineage", "curves"):
-            if not isinstance(getattr(self, name), dict):
-                return f"{name} must be a mapping, got {getattr(self, name)!r}"
-        if not isinstance(self.student, ModelResult) or not isinstance(self.teacher, ModelResult):
-            return "teacher and student must be there"
-        for role, model in self.models.items():
-            numbers = model.metrics if isinstance(model.metrics, dict) else {}
-            if not numbers or not all(isinstance(value, int | float) for value in numbers.values()):
-                return f"{role}.metrics must be numbers by name, got {model.metrics!r}"
-        return None
+            return TypeAdapter(cls).validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(
+                f"results.json was not written by a run of this version of hf_distill: {where and where + ': '}"
+                f"{first['msg']}, got {str(first['input'])[:60]!r}"
+            ) from error
 
     @classmethod
     def read(cls, run: Path) -> "Results":
