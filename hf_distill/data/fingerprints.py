@@ -1,7 +1,6 @@
 """What a row says, as a digest: a row is known by its content, wherever it stands and whatever it is called."""
 
 import hashlib
-import inspect
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import has_length
 
 from hf_distill.models.pixels import WHITE, is_plain
@@ -134,25 +132,6 @@ def columns_of(dataset: Any, columns: Collection[str] | None) -> list[str]:
     if is_arrow(dataset):
         return _chosen(_arrow_columns(dataset), columns)
     return _chosen(list(dataset[0]), columns) if len(dataset) else []
-
-
-def processor_settings(processor: Any) -> dict[str, Any] | None:
-    """Describe a tokenizer or image processor by what decides how it reads, in JSON's types; None for None."""
-    if processor is None:
-        return None
-    if isinstance(processor, PreTrainedTokenizerBase):
-        return {
-            "vocabulary": _tokenizer_digest(processor),
-            "special_tokens": {name: str(token) for name, token in processor.special_tokens_map.items()},
-            **{
-                name: getattr(processor, name, None)
-                for name in ("padding_side", "truncation_side", "model_max_length", "model_input_names")
-            },
-        }
-    settings = processor.to_dict() if hasattr(processor, "to_dict") else {}
-    kept = {name: value for name, value in settings.items() if not name.startswith("_") and name != "name_or_path"}
-    plain: dict[str, Any] = json.loads(json.dumps({"class": type(processor).__name__, **kept}, default=str))
-    return plain
 
 
 def digests_with(prefix: Mapping[str, Any], parts: Iterator[bytes]) -> np.ndarray:
@@ -364,28 +343,3 @@ def _encoded_lists(column: Any) -> tuple[list[bytes], np.ndarray] | None:
 
 def _memory(values: np.ndarray) -> Any:
     return memoryview(values.view(np.uint8))  # type: ignore[arg-type]  # an array is a buffer
-
-
-# ---- Processors ----
-
-
-def _tokenizer_digest(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        state = json.loads(backend.to_str())
-        for name in ("truncation", "padding"):  # what the last call has asked for
-            state.pop(name, None)
-    else:  # one that is written in Python
-        parameters = inspect.signature(type(tokenizer).__init__).parameters
-        settings = {name: getattr(tokenizer, name, tokenizer.init_kwargs.get(name)) for name in parameters}
-        state = {
-            "class": type(tokenizer).__name__,
-            "vocabulary": tokenizer.get_vocab(),
-            "merges": [" ".join(pair) for pair in getattr(tokenizer, "bpe_ranks", {})],
-            "settings": {
-                name: value
-                for name, value in settings.items()
-                if isinstance(value, bool | int | float | str) and not name.endswith("_file")
-            },
-        }
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

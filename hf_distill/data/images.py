@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor
 from transformers.utils import logging
 
-from hf_distill.data.fingerprints import LABEL_COLUMNS, digests_with, file_bytes, hash_rows, processor_settings
+from hf_distill.data.fingerprints import LABEL_COLUMNS, digests_with, file_bytes, hash_rows
+from hf_distill.data.processors import processor_settings
 from hf_distill.models.pixels import WHITE, image_array, is_plain, kind_of, plain_image
 
 TEACHER_PIXELS = "teacher_pixel_values"

@@ -322,3 +322,44 @@ def _is_empty(processor: Any) -> bool:
     if not isinstance(processor, PreTrainedTokenizerBase):
         return False
     return len(processor.get_vocab().keys() - set(processor.all_special_tokens)) <= 1
+
+
+def processor_settings(processor: Any) -> dict[str, Any] | None:
+    """Describe a tokenizer or image processor by what decides how it reads, in JSON's types; None for None."""
+    if processor is None:
+        return None
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return {
+            "vocabulary": _tokenizer_digest(processor),
+            "special_tokens": {name: str(token) for name, token in processor.special_tokens_map.items()},
+            **{
+                name: getattr(processor, name, None)
+                for name in ("padding_side", "truncation_side", "model_max_length", "model_input_names")
+            },
+        }
+    settings = processor.to_dict() if hasattr(processor, "to_dict") else {}
+    kept = {name: value for name, value in settings.items() if not name.startswith("_") and name != "name_or_path"}
+    plain: dict[str, Any] = json.loads(json.dumps({"class": type(processor).__name__, **kept}, default=str))
+    return plain
+
+
+def _tokenizer_digest(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())
+        for name in ("truncation", "padding"):  # what the last call has asked for
+            state.pop(name, None)
+    else:  # one that is written in Python
+        parameters = inspect.signature(type(tokenizer).__init__).parameters
+        settings = {name: getattr(tokenizer, name, tokenizer.init_kwargs.get(name)) for name in parameters}
+        state = {
+            "class": type(tokenizer).__name__,
+            "vocabulary": tokenizer.get_vocab(),
+            "merges": [" ".join(pair) for pair in getattr(tokenizer, "bpe_ranks", {})],
+            "settings": {
+                name: value
+                for name, value in settings.items()
+                if isinstance(value, bool | int | float | str) and not name.endswith("_file")
+            },
+        }
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

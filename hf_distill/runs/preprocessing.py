@@ -19,10 +19,9 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
-from hf_distill.data.fingerprints import processor_settings
 from hf_distill.data.images import ImageRows, check_images
 from hf_distill.data.loading import Splits
-from hf_distill.data.processors import difference, max_tokens
+from hf_distill.data.processors import difference, max_tokens, processor_settings
 from hf_distill.data.text import tokenize_text, tokenize_words
 from hf_distill.models import GreyImageProcessor, MLPConfig
 from hf_distill.models.pixels import WHITE

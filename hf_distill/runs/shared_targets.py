@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hf_distill.data.fingerprints import processor_settings
+from hf_distill.data.processors import processor_settings
 from hf_distill.hub.card.lineage import NOWHERE
 from hf_distill.hub.client import failure_of
 from hf_distill.hub.destination import check_destination_words

@@ -12,9 +12,9 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from hf_distill.data.fingerprints import processor_settings
 from hf_distill.data.labels import MISSING_LABEL
 from hf_distill.data.loading import Splits, fingerprint, load_rows, prepare_splits
+from hf_distill.data.processors import processor_settings
 from hf_distill.evaluation.metrics import Metrics
 from hf_distill.evaluation.predictor import predict
 from hf_distill.evaluation.results import curve

@@ -17,14 +17,9 @@ from torch.utils.data import IterableDataset
 from transformers import BertweetTokenizer
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from hf_distill.data.fingerprints import (
-    DIGEST_SIZE,
-    augmentation_kind,
-    columns_of,
-    hash_rows,
-    processor_settings,
-)
+from hf_distill.data.fingerprints import DIGEST_SIZE, augmentation_kind, columns_of, hash_rows
 from hf_distill.data.images import ImageRows
+from hf_distill.data.processors import processor_settings
 
 TEXT = {"input_ids", "attention_mask", "text", "pixels"}
 

@@ -16,8 +16,9 @@ from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
 import hf_distill
-from hf_distill.data.fingerprints import LABEL_COLUMNS, columns_of, processor_settings
+from hf_distill.data.fingerprints import LABEL_COLUMNS, columns_of
 from hf_distill.data.images import TEACHER_PIXELS
+from hf_distill.data.processors import processor_settings
 from hf_distill.data.teacher_views import TeacherInputCollator
 from hf_distill.teachers.cache.fill import Rows, WorkShare, compute_rows, logits_of_rows, max_relative_difference
 from hf_distill.teachers.cache.key import ABOUT, check_key, names_of, read_key, teachers_key, write_key

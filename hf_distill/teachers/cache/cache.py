@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from hf_distill.data.fingerprints import processor_settings
+from hf_distill.data.processors import processor_settings
 from hf_distill.data.soft_targets import CachedDataset, RowSoftTargets, SoftTargetCollator
 from hf_distill.teachers.cache.builder import CacheBuilder, TeacherRun
 from hf_distill.teachers.cache.cached_teacher import CachedTeacher

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from hf_distill.teachers.source import SoftTargetSource, TeacherOutput
 
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-_SEEDS = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)
-
 
 class EvalCache:
     """Teacher outputs of batches that come again, as in each evaluation, known by all that is in them.
@@ -53,9 +50,7 @@ def content_of(inputs: Mapping[str, Any]) -> Hashable | None:
         return None
     present = [(name, tensor) for name, tensor in tensors if tensor is not None]
     described = tuple((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in present)
-    on_gpu = [digest_on_device(tensor) for _, tensor in present if tensor.is_cuda]
-    digests = torch.cat(on_gpu).tolist() if on_gpu else []  # one wait for the device
-    return described, tuple(digests), tuple(_digest(tensor) for _, tensor in present if not tensor.is_cuda)
+    return described, tuple(_digest(tensor) for _, tensor in present)
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor | None]]:
@@ -72,29 +67,3 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor | None]]:
 def _digest(tensor: Tensor) -> bytes:
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.blake2b(memoryview(values), digest_size=16).digest()  # type: ignore[arg-type]
-
-
-def digest_on_device(tensor: Tensor) -> Tensor:
-    """Return 128 bits of a tensor's values, int64 `(2,)`, where it is: images take longer to fetch than to digest.
-
-    Two sums of the values' bits, each weighted by its place with what looks random, modulo 2^64; those of different
-    values are equal with a probability of about 2^-66 (multilinear hashing, Carter and Wegman 1979).
-    """
-    values = tensor.detach().contiguous().reshape(-1)
-    if values.is_complex():
-        values = torch.view_as_real(values).reshape(-1)
-    # Halves of what is long, for the weights must be longer than what they weigh.
-    words = values.view(_INTEGERS[min(values.element_size(), 4)])
-    places = torch.arange(1, words.numel() + 1, device=words.device)
-    return torch.stack([(words * _scattered(places * _signed(seed))).sum() for seed in _SEEDS])
-
-
-def _scattered(places: Tensor) -> Tensor:
-    """Make 64 bits that look random of each number (the finaliser of SplitMix64, in signed arithmetic)."""
-    places = (places ^ (places >> 30)) * _signed(0xBF58476D1CE4E5B9)
-    places = (places ^ (places >> 27)) * _signed(0x94D049BB133111EB)
-    return places ^ (places >> 31)
-
-
-def _signed(bits: int) -> int:
-    return bits - 2**64 if bits >= 2**63 else bits

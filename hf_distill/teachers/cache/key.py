@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_distill.data.fingerprints import processor_settings
+from hf_distill.data.processors import processor_settings
 from hf_distill.teachers.cache.shards import is_trace, write_whole
 from hf_distill.teachers.ensemble import TeacherEnsemble
 from hf_distill.teachers.external import TeacherFunction, fingerprint_of
