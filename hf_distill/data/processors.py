@@ -1,5 +1,8 @@
 """Whether a teacher reads what its student reads, how much of it, and its logits at the student's tokens."""
 
+import hashlib
+import inspect
+import json
 from typing import Any
 
 import numpy as np
