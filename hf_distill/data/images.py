@@ -15,7 +15,7 @@ from transformers import BaseImageProcessor
 from transformers.utils import logging
 
 from hf_distill.data.fingerprints import LABEL_COLUMNS, digests_with, file_bytes, hash_rows
-from hf_distill.data.processors import processor_settings
+from hf_distill.data.processors import channels_of, processor_settings
 from hf_distill.models.pixels import WHITE, image_array, is_plain, kind_of, plain_image
 
 TEACHER_PIXELS = "teacher_pixel_values"
@@ -162,12 +162,6 @@ class ImageRows(Dataset):
         if self.horizontal_flip and random.random() < 0.5:
             image = np.ascontiguousarray(image[:, ::-1])
         return image
-
-
-def channels_of(processor: Any) -> int:
-    """Return how many channels an image processor's images have: 1 (grey) if it has one mean, otherwise 3 (colour)."""
-    mean = getattr(processor, "image_mean", None)
-    return 1 if isinstance(mean, Sequence | np.ndarray) and len(mean) == 1 else 3
 
 
 def check_images(rows: datasets.Dataset, image_column: str, split: str, background: str = WHITE) -> Counter[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_distill.data.images import channels_of
 from hf_distill.models.pixels import image_array
 from hf_distill.models.sources import source_options
 from hf_distill.models.tasks import AUTO_CLASSES
@@ -366,3 +366,9 @@ def _tokenizer_digest(tokenizer: Any) -> str:
             },
         }
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def channels_of(processor: Any) -> int:
+    """Return how many channels an image processor's images have: 1 (grey) if it has one mean, otherwise 3 (colour)."""
+    mean = getattr(processor, "image_mean", None)
+    return 1 if isinstance(mean, Sequence | np.ndarray) and len(mean) == 1 else 3

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_distill.data.images import TEACHER_PIXELS, channels_of
+from hf_distill.data.images import TEACHER_PIXELS
+from hf_distill.data.processors import channels_of
 from hf_distill.models.pixels import WHITE, image_array, plain_image
 
 logger = logging.get_logger(__name__)

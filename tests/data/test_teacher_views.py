@@ -20,7 +20,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from hf_distill.data.images import channels_of, image_array
+from hf_distill.data.images import image_array
+from hf_distill.data.processors import channels_of
 from hf_distill.data.target_columns import SoftTargetColumnCollator
 from hf_distill.data.teacher_views import TeacherInputCollator, guess_columns
 from hf_distill.data.text import tokenize_text, tokenize_words

@@ -4,25 +4,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
 from hf_distill.evaluation.metrics import LOCAL_METRICS
 from hf_distill.evaluation.results import Results
 from hf_distill.evaluation.tables import markdown_table, results_table, summary
+from hf_distill.hub.card.card import CardInfo, card
 from hf_distill.hub.card.licenses import license_conflicts, student_license
 from hf_distill.hub.card.limits import limits
 from hf_distill.hub.card.origins import Origins, inferred_lineage, lineage_table
-from hf_distill.hub.card.parts import (
-    TEMPLATE,
-    base_model_fields,
-    code_of_others,
-    license_fields,
-    license_words,
-    objective,
-    settings,
-    split_words,
-    table,
-)
+from hf_distill.hub.card.parts import code_of_others, objective, settings, split_words
 from hf_distill.hub.card.usage import usage
 from hf_distill.hub.portable import portable
 from hf_distill.hub.readme import our_section
@@ -45,45 +36,37 @@ def model_card(
     name = repo_id or f"your-name/{results.recipe.split('/')[-1]}"
     chosen = student_license(recipe, lineage, license)
     source = origins.dataset or data["dataset"] or data["path"]
-    card_data = ModelCardData(
-        **license_fields(chosen),
-        library_name="peft" if origins.is_adapter else "transformers",
-        pipeline_tag=results.task,
-        datasets=[
-            *([origins.dataset] if origins.dataset and ":" not in origins.dataset else []),
-            *origins.soft_targets,
-        ]
-        or None,
-        metrics=[name for name in _names(shared["metrics"]) if not name.startswith("./")] or None,
-        tags=["knowledge-distillation", "distillation"],
-        model_name=name.split("/")[-1],
-        eval_results=_eval_results(results, data, source, origins.dataset_revision),
-        **base_model_fields(origins),
-    )
-    return ModelCard.from_template(
-        card_data,
-        template_path=str(TEMPLATE),
+    on_hub = [origins.dataset] if origins.dataset and ":" not in origins.dataset else []
+    info = CardInfo(
         title=repo_id.split("/")[-1] if repo_id else results.recipe,
-        task_words=results.task.replace("-", " ").capitalize(),
-        teacher_words=origins.teacher_words,
-        student_words=origins.student_words,
-        table=markdown_table(results),
+        model_name=name.split("/")[-1],
+        origins=origins,
+        license=chosen,
+        license_conflicts=license_conflicts(recipe, lineage, chosen.get("license")),
+        tasks=[results.task],
+        datasets=[*on_hub, *origins.soft_targets],
+        metrics=[name for name in _names(shared["metrics"]) if not name.startswith("./")],
+        tags=["knowledge-distillation", "distillation"],
+        eval_results=_eval_results(results, data, source, origins.dataset_revision),
+        results=markdown_table(results),
         summary=summary(results),
-        num_eval_rows=f"{results.data['num_eval_rows']:,}",
-        eval_split=_eval_split(data) or "the evaluation split",
-        moment="the best evaluation" if training.get("load_best_model_at_end") else "the last step",
-        seed=training.get("seed", 42),
-        has_baseline=results.baseline is not None,
-        plot=plot,
-        usage=usage(shared, results, name),
         lineage=lineage_table(origins, results),
-        making=table(_making(shared, results, source)),
-        code_of_others=code_of_others(shared),
-        command=command,
-        shortened=origins.has_local or recipe["data"]["path"] is not None,
-        license=license_words(chosen, license_conflicts(recipe, lineage, chosen.get("license"))),
-        limits="\n".join(f"- {line}" for line in limits(shared, results)),
+        making=list(_making(shared, results, source)),
+        usage=usage(shared, results, name),
+        limits=limits(shared, results),
+        plot=plot,
+        of_run={
+            "num_eval_rows": f"{results.data['num_eval_rows']:,}",
+            "eval_split": _eval_split(data) or "the evaluation split",
+            "moment": "the best evaluation" if training.get("load_best_model_at_end") else "the last step",
+            "seed": training.get("seed", 42),
+            "has_baseline": results.baseline is not None,
+            "code_of_others": code_of_others(shared),
+            "command": command,
+            "shortened": origins.has_local or recipe["data"]["path"] is not None,
+        },
     )
+    return card(info)
 
 
 def verify(card_text: str, results: Results) -> list[str]:
@@ -215,8 +198,8 @@ def _table(section: str, first: str) -> dict[str, dict[str, str]]:
 def _index_values(card_text: str) -> dict[str, list[tuple[Any, Any]]]:
     """Return the data and the values in a card's model-index by the type of their metric."""
     values: dict[str, list[tuple[Any, Any]]] = {}
-    card = ModelCard(card_text.removeprefix("\ufeff"), ignore_metadata_errors=True)
-    for result in card.data.get("eval_results") or []:
+    found = ModelCard(card_text.removeprefix("\ufeff"), ignore_metadata_errors=True)
+    for result in found.data.get("eval_results") or []:
         data = (result.task_type, result.dataset_type, result.dataset_config, result.dataset_split)
         values.setdefault(result.metric_type, []).append((data, result.metric_value))
     return values

@@ -4,20 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard
 
+from hf_distill.hub.card.card import CardInfo, card
 from hf_distill.hub.card.licenses import license_conflicts, student_license
 from hf_distill.hub.card.limits import limits_of_training
 from hf_distill.hub.card.origins import Origins, lineage_table
-from hf_distill.hub.card.parts import (
-    TEMPLATE,
-    base_model_fields,
-    license_fields,
-    license_words,
-    objective,
-    settings,
-    table,
-)
+from hf_distill.hub.card.parts import objective, settings
 from hf_distill.hub.card.usage import usage
 from hf_distill.hub.portable import is_local, last_name, portable
 
@@ -116,37 +109,30 @@ def trainer_card(
     title = _public(stated.model_name)
     tasks = _listed(stated.tasks) or _listed(training.task)
     data_sets = _data_sets(training, stated)
-    tags = [*(_OF_A_TEACHER if training.recipe["teacher"] else ()), _OF_A_TRAINER, *_listed(stated.tags)]
-    card_data = ModelCardData(
-        **license_fields(chosen),
-        language=_listed(stated.language) or None,
-        library_name="peft" if origins.is_adapter else "transformers",
-        pipeline_tag=next(iter(tasks), None),
-        datasets=[each.id for each in data_sets if each.id is not None] or None,
-        metrics=_metrics(training) or None,
-        tags=list(dict.fromkeys(tags)),
-        model_name=title,
-        eval_results=_eval_results(training, tasks, data_sets) or None,
-        **base_model_fields(origins),
-    )
-    task_words = next(iter(tasks), "classification").replace("-", " ").capitalize()
-    return ModelCard.from_template(
-        card_data,
-        template_path=str(TEMPLATE),
+    is_distilled = bool(training.recipe["teacher"])
+    info = CardInfo(
         title=title,
-        task_words=task_words,
-        teacher_words=origins.teacher_words if training.recipe["teacher"] else None,
-        student_words=origins.student_words,
-        table=_results(training) if training.evaluations else None,
+        model_name=title,
+        origins=origins,
+        license=chosen,
+        license_conflicts=license_conflicts(training.recipe, training.lineage, chosen.get("license")),
+        tasks=tasks,
+        datasets=[each.id for each in data_sets if each.id is not None],
+        metrics=_metrics(training),
+        tags=[*(_OF_A_TEACHER if is_distilled else ()), _OF_A_TRAINER, *_listed(stated.tags)],
+        language=_listed(stated.language),
+        eval_results=_eval_results(training, tasks, data_sets),
+        results=_results(training) if training.evaluations else None,
         summary=_summary(training),
+        lineage=lineage_table(origins),
+        making=list(_making(training, shared, data_sets)),
+        usage=None if training.task is None else usage(shared, _Usable(training), repo_id or f"your-name/{title}"),
+        limits=_limits(training),
         plot=plot,
         plot_words="Losses and evaluations of the student by training step",
-        usage=None if training.task is None else usage(shared, _Usable(training), repo_id or f"your-name/{title}"),
-        lineage=lineage_table(origins),
-        making=table(_making(training, shared, data_sets)),
-        license=license_words(chosen, license_conflicts(training.recipe, training.lineage, chosen.get("license"))),
-        limits="\n".join(f"- {line}" for line in _limits(training)),
+        is_distilled=is_distilled,
     )
+    return card(info)
 
 
 def license_lines(training: Training, stated: Stated) -> list[str]:
