@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from hf_distill.data.labels import MISSING_LABEL
-from hf_distill.data.loading import Splits, fingerprint, load_rows, prepare_splits
+from hf_distill.data.loading import Splits, find_columns, fingerprint, load_rows, prepare_splits
 from hf_distill.data.processors import processor_settings
 from hf_distill.evaluation.metrics import Metrics
 from hf_distill.evaluation.predictor import predict
@@ -31,10 +32,8 @@ from hf_distill.teachers.loading import forward_parameters
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.trainer import DistillationTrainer
 
-_NOT_OF_THE_SPLITS = {
-    *("dataset", "name", "revision", "path", "max_length", "background", "augment"),
-    *("processor", "processor_trust_remote_code"),
-}
+_TAKEN = [*signature(prepare_splits).parameters.values(), *signature(find_columns).parameters.values()]
+_OF_THE_SPLITS = {each.name for each in _TAKEN if each.kind is each.KEYWORD_ONLY} - {"seed"}  # keys of a recipe's data
 
 
 @contextlib.contextmanager
@@ -57,7 +56,7 @@ def open_run(
             rows,
             recipe.task,
             seed=int(recipe.training.get("seed", 42)),
-            **data.model_dump(exclude=_NOT_OF_THE_SPLITS),
+            **data.model_dump(include=_OF_THE_SPLITS),
         )
         if PartialState().is_main_process:
             for text in splits.warnings:
