@@ -225,6 +225,7 @@ def test_operations_are_estimated_as_the_parent_does():
 class TestCompiling:
     """torch.compile makes other code of the models, with the same results."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kept", [False, True])
     def test_compiled_models_train_as_plain_ones(self, kept):
         """A compiled teacher in training mode, or one that is not the one asked, teaches something else."""

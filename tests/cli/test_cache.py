@@ -54,6 +54,7 @@ def shards(folder: str | Path = TARGETS) -> dict[str, bytes]:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_train_goes_on_from_there_and_asks_about_no_row(self, command, caplog, monkeypatch):
         """A night of the teacher's answers that `train` looks for elsewhere, or under another key."""
         count = asked_about(monkeypatch)
@@ -103,6 +104,7 @@ class TestCommand:
         assert Path("out/teacher/model.safetensors").stat().st_mtime_ns == stamp
         assert "precompute_teacher_logits" not in load_recipe("out/recipe.yaml").training
 
+    @pytest.mark.slow
     def test_other_students_learn_from_the_teachers_that_are_there_until_one_is_begun(self, command, monkeypatch):
         """An hour's teachers to be trained again for one who tries another student; or a run of two students."""
         recipe = text_recipe(training={**SMALL, "num_train_epochs": 2, **ANY})
@@ -132,6 +134,7 @@ class TestCommand:
             assert code == 2
             assert "holds a run with other settings (training.temperature: 3.0 -> 4.0)" in err
 
+    @pytest.mark.slow
     def test_a_student_for_whom_the_teacher_would_read_otherwise_is_refused(self, command):
         """A teacher trained on whole sentences that hears four of their tokens, since a student takes no more."""
         assert command("cache", recipe_file(text_recipe(baseline=False, training={**SMALL, **ANY})))[0] == 0
@@ -142,6 +145,7 @@ class TestCommand:
         assert not Path("out/student").exists()
         assert command("train", "recipe.yaml", "student.model=short", "--overwrite")[0] == 0
 
+    @pytest.mark.slow
     def test_a_finished_run_stays_as_it_is(self, command):
         """A recipe.yaml that says that the student learnt from soft targets which were made after it."""
         recipe = recipe_file(digits_recipe(baseline=False))
@@ -175,6 +179,7 @@ class TestCommand:
         assert json.loads(Path("kept/key.json").read_text())["logits"]["dtype"] == "float32"
         assert not Path(TARGETS).exists()
 
+    @pytest.mark.slow
     def test_overwriting_a_run_removes_soft_targets_of_a_teacher_that_is_trained_again(self, command):
         """A refusal, after the training, of soft targets that nobody has asked to keep."""
         recipe = recipe_file(digits_recipe(baseline=False))
@@ -185,6 +190,7 @@ class TestCommand:
         code, _, err = command("train", recipe, ON, "teacher.training.seed=7", "--overwrite")
         assert (code, err) == (0, "")
 
+    @pytest.mark.slow
     def test_views_of_augmented_rows_are_all_made(self, command, monkeypatch):
         """The second epoch's rows are asked about by `train`."""
         recipe = digits_recipe(baseline=False, training={**SWITCH_ON, "teacher_logits_views": 2, **ANY})
@@ -196,6 +202,7 @@ class TestCommand:
         assert (code, err) == (0, "")
         assert shards() == before
 
+    @pytest.mark.slow
     def test_the_first_stage_is_the_one_that_is_taught(self, command):
         """Soft targets for the last student, whom the teacher does not teach."""
         recipe = digits_recipe(baseline=False)
@@ -303,6 +310,7 @@ class TestWhatIsRefused:
         with pytest.raises(ValueError, match=r"training\.teacher_logits_dir: .* is where the run has its models"):
             plan(load_recipe("recipe.yaml"))
 
+    @pytest.mark.slow
     def test_a_run_is_not_deleted_for_one_that_finds_another_teachers_soft_targets(self):
         """The teacher is trained anew for an hour, and only then is the folder refused."""
         training = {**SWITCH_ON, "teacher_logits_dir": "kept"}
@@ -364,11 +372,13 @@ class TestTheTeacherIsGone:
         monkeypatch.setattr(DistillationTrainer, "train", listening)
         return seen
 
+    @pytest.mark.slow
     def test_in_the_training_of_the_student_and_of_the_baseline(self, watched):
         """A teacher of 30 GiB in the memory of a training that does not run it."""
         run(digits_recipe(training=SWITCH_ON))
         assert watched == [("student", [False]), ("baseline", [False])]
 
+    @pytest.mark.slow
     def test_each_of_several(self, watched):
         """One of them is let go, and the other stays."""
         run(ensemble_recipe(training={"precompute_teacher_logits": True}))
@@ -384,6 +394,7 @@ class TestTheTeacherIsGone:
         assert watched[0][0] == "stage-1"
         assert [alive[-1] for _, alive in watched] == [False, False, False]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("is_ready", [False, True])
     def test_one_that_the_student_is_made_of_is_loaded_again_for_that_alone(self, watched, is_ready):
         """Kept for its layers it takes the memory all along; lost, the student starts from other weights."""
@@ -417,6 +428,7 @@ class TestTheTeacherIsGone:
         assert second.teacher.metrics == first.teacher.metrics
         assert second.agreement == first.agreement
 
+    @pytest.mark.slow
     def test_it_is_not_asked_about_training_rows_for_results_that_are_there(self):
         """The folder was deleted to save room, and a finished run makes all of it once more."""
         run(digits_recipe(training=SWITCH_ON))

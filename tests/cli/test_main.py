@@ -100,6 +100,7 @@ class TestEntryPoint:
         )
         assert ended.stderr.count("\n") == 1
 
+    @pytest.mark.slow
     def test_a_run_of_the_real_program_prints_a_table_and_writes_the_results(self, text_run):
         """The parts work and the program does not."""
         environment = {**os.environ, "HF_DATASETS_CACHE": str(Path("cache").resolve())}

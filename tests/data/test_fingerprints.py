@@ -243,6 +243,7 @@ class TestWhatARowSays:
         with pytest.raises(ValueError, match="a row must be a mapping from column to value, got tuple"):
             digests([(1, 2)])
 
+    @pytest.mark.slow
     def test_a_large_data_set_takes_less_time_than_python_lists_of_it(self):
         """Minutes before each training, spent on Python lists."""
         count = 67_349

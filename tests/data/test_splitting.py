@@ -66,6 +66,7 @@ class TestDraw:
         assert sorted(order[shuffled]) == part
         assert drawn(self.ORDERED, 0.1, seed=1)[1] != part
 
+    @pytest.mark.slow
     def test_every_process_and_machine_draws_the_same(self):
         """Processes of one run that train on each other's evaluation rows."""
         code = (
@@ -328,6 +329,7 @@ class TestWarnings:
         assert "1 of them with another label" in second
 
 
+@pytest.mark.slow
 def test_real_images_in_the_order_of_their_classes(test_data):
     """Sixty thousand images, whose last tenth are two digits."""
     rows = load_rows(path=f"{test_data}/data/mnist")

@@ -45,6 +45,7 @@ def predictions(folder: str, **options) -> list[tuple[str, float]]:
 class TestAndBack:
     """What was pushed is what was trained."""
 
+    @pytest.mark.slow
     def test_pushed_by_the_real_program_deleted_here_and_loaded_by_pipeline(self, hub, run):
         """Weights without their labels or processor load, and answer something else."""
         before = predictions(str(run / "student"))
@@ -501,6 +502,7 @@ class TestRecipe:
             name: content for name, (content, _) in state(Path("out/student")).items()
         }
 
+    @pytest.mark.slow
     def test_a_push_that_fails_leaves_a_whole_run_and_the_command_for_it(self, hub, command):
         """Hours of training that seem lost, and a table that was never shown."""
         write_digits_recipe(Path("x.yaml"), hub={"repo_id": "digits", "create_pr": True}, output_dir="a run")

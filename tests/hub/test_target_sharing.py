@@ -88,6 +88,7 @@ def refusal(recipe: dict) -> str:
 
 
 class TestAndBack:
+    @pytest.mark.slow
     def test_shared_by_the_real_program_and_learnt_from_without_a_teacher(self, hub, here, command):
         """Soft targets that are another machine's, or of which a part is lost."""
         ended = subprocess.run(

@@ -137,6 +137,7 @@ def test_a_model_built_by_its_type_has_the_config_of_the_type() -> None:
     assert type(AutoModelForImageClassification.from_config(config)) is MLPForImageClassification
 
 
+@pytest.mark.slow
 def test_a_stranger_loads_a_saved_folder_without_the_package() -> None:
     """A published model that only its author can load."""
     model = mlp()

@@ -376,6 +376,7 @@ class TestWhatDoesNotFit:
         recipe["training"]["teacher_weights"] = [1, 2]
         assert "teacher_weights and teacher_combination are for several teachers" in refusal(recipe)
 
+    @pytest.mark.slow
     def test_more_views_than_were_kept(self):
         """Rows of the third epoch that nobody was asked about, at its beginning."""
         recipe = images()

@@ -100,6 +100,7 @@ def refused(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> C
 
 
 class TestEnsemble:
+    @pytest.mark.slow
     def test_each_teacher_is_trained_kept_and_measured(self):
         """One teacher trained twice, or its results taken for those of both."""
         found = run(ensemble_recipe())
@@ -121,6 +122,7 @@ class TestEnsemble:
         assert found.agreement == pytest.approx(agreement)
         assert Results.read(Path("out")) == found
 
+    @pytest.mark.slow
     def test_started_again_without_its_student_it_ends_the_same(self):
         """Teachers that come from the folder in another order, or are trained once more."""
         first = run(ensemble_recipe(baseline=False))
@@ -137,6 +139,7 @@ class TestEnsemble:
         assert second.teacher == first.teacher
         assert second.agreement == first.agreement
 
+    @pytest.mark.slow
     def test_all_the_weight_on_the_first_is_the_first(self):
         """Weights that reach the training and not the results, or the other way round, or in another order."""
         training = {"teacher_weights": [1, 0], **tiny.SGD}
@@ -149,6 +152,7 @@ class TestEnsemble:
         for name, value in one.items():
             torch.testing.assert_close(both[name], value, rtol=0, atol=1e-5)
 
+    @pytest.mark.slow
     def test_teacher_weights_are_of_the_teachers_and_not_of_a_stage(self):
         """A stage teaches alone: refused for the two weights only after both teachers and the stage are trained."""
         recipe = ensemble_recipe(training={"teacher_weights": [3, 1]}, baseline=False)
@@ -217,6 +221,7 @@ def accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 class TestStages:
+    @pytest.mark.slow
     @pytest.mark.parametrize("count", [1, 2])
     def test_a_chain_of_assistants(self, count):
         """A student taught by the teacher where its assistant should, or with another one's layers or settings."""
@@ -457,6 +462,7 @@ class TestOwnProcessors:
         vocabulary_turned("other")
         return {**recipe, "teacher": {"model": "first/teacher"}}
 
+    @pytest.mark.slow
     def test_each_model_reads_and_is_saved_with_its_own_tokenizer(self):
         """A teacher that is fed its student's ids is no better than chance, and nothing says so."""
         found = run(self.ready_teacher(training={**SMALL, "num_train_epochs": 8, "temperature": 2.0}))
@@ -506,6 +512,7 @@ class TestOwnProcessors:
         assert "cinematography" in AutoTokenizer.from_pretrained("out/student").get_vocab()
         assert "cinematography" not in AutoTokenizer.from_pretrained("out/teacher").get_vocab()
 
+    @pytest.mark.slow
     def test_words_are_aligned_between_tokenizers(self):
         """Token classification: the teacher's word 3 is another token than the student's word 3."""
         save_base()
@@ -587,6 +594,7 @@ class TestSchedules:
         recipe["training"] |= {**moving, "logging_steps": 1, "max_steps": 9, "save_steps": 4}
         return recipe
 
+    @pytest.mark.slow
     def test_alpha_and_temperature_move_in_the_student_alone(self):
         """A teacher, a baseline or a stage with its own constants that follows the student's schedule."""
         recipe = self.scheduled()

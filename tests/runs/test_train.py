@@ -158,6 +158,7 @@ def test_accuracy_in_results_is_that_of_the_saved_student():
     assert found.student.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
+@pytest.mark.slow
 def test_images_from_recipe_to_results():
     """An augmented teacher, a student without augmentation, and a processor made from the config."""
     found = run(digits_recipe())
@@ -218,6 +219,7 @@ def test_words_with_tags_from_recipe_to_results():
     assert set(model.config.id2label.values()) == {"O", "OPINION"}
 
 
+@pytest.mark.slow
 def test_a_ready_teacher_with_its_labels_in_another_order():
     """Its metrics and its soft targets must both be read in the data's order."""
     run(text_recipe(output_dir="first"))
@@ -252,6 +254,7 @@ def test_evaluation_during_training_and_the_best_checkpoint():
     assert "after the best evaluation of one run" in " ".join(Path("out/student/README.md").read_text().split())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not is_tensorboard_available(), reason="needs tensorboard or tensorboardX")
 @pytest.mark.parametrize("folder", ["out/tensorboard", "elsewhere"])
 def test_tensorboard_has_the_curves_of_each_stage_after_the_run(folder, monkeypatch):
@@ -288,6 +291,7 @@ def test_tensorboard_has_the_curves_of_each_stage_after_the_run(folder, monkeypa
     assert (len(events()) == 4) == (folder == "out/tensorboard")
 
 
+@pytest.mark.slow
 def test_run_again_it_trains_nothing():
     """A second start must neither repeat nor change what is finished."""
     first = run(digits_recipe())
@@ -302,6 +306,7 @@ def test_run_again_it_trains_nothing():
     assert not left.exists()
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_named():
     """Results of two settings in one folder."""
     run(digits_recipe())
@@ -314,6 +319,7 @@ def test_other_settings_are_refused_and_named():
     assert run(changed, overwrite=True).student.train_seconds > 0
 
 
+@pytest.mark.slow
 def test_changed_data_are_refused():
     """The settings are the same and the file is not: results of the old one would be taken for those of the new."""
     recipe = text_recipe(baseline=False)
@@ -327,6 +333,7 @@ def test_changed_data_are_refused():
     run(recipe)
 
 
+@pytest.mark.slow
 def test_a_teacher_with_another_tokenizer_gets_its_own_ids(monkeypatch):
     """A teacher fed with another vocabulary's ids teaches noise, with no error anywhere."""
     recipe = text_recipe(baseline=False)
@@ -378,6 +385,7 @@ def test_data_without_any_label_need_a_ready_teacher():
         run(recipe)
 
 
+@pytest.mark.slow
 def test_a_narrow_teacher_leaves_the_baseline_as_it_was():
     """The teacher is converted in place: a baseline made of its layers began elsewhere than the student."""
     recipe = text_recipe()
@@ -391,6 +399,7 @@ def test_a_narrow_teacher_leaves_the_baseline_as_it_was():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_ready_narrow_teacher_of_images_is_measured():
     """ResNet and others do not convert their input to the type of their weights."""
     shape = {"model_type": "resnet", "num_channels": 1, "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
@@ -464,6 +473,7 @@ def test_killed_in_any_stage_it_ends_with_the_same_weights():
     assert results[0].agreement == results[1].agreement
 
 
+@pytest.mark.slow
 def test_a_run_builds_no_more_than_it_needs(monkeypatch):
     """Models, trainers and settings made again for each question: seconds on the demo, minutes on a large teacher."""
     made: Counter[str] = Counter()

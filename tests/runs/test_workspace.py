@@ -257,6 +257,7 @@ print("held", flush=True)
 sys.stdin.read()
 """
 
+    @pytest.mark.slow
     def test_a_second_process_is_refused_until_the_first_has_ended(self):
         """Two runs that write checkpoints over each other; a lock that outlives a killed run."""
         with subprocess.Popen(

@@ -32,7 +32,7 @@ from hf_distill import DistillationConfig, DistillationTrainer, Specialist
 from hf_distill.data.images import ImageRows
 from hf_distill.data.soft_targets import CACHED_LOGITS, CACHED_MASK, CachedDataset
 from hf_distill.teachers.cache import shards
-from hf_distill.teachers.cache.cache import SoftTargetCache
+from hf_distill.teachers.cache.builder import CacheBuilder
 from hf_distill.teachers.cache.cached_teacher import CachedTeacher
 from hf_distill.teachers.cache.store import SoftTargets
 from hf_distill.training.distributed import shutdown_processes
@@ -1184,7 +1184,10 @@ class TestRefusing:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"teacher_logits_dtype": "bfloat16"}, "teacher_logits_dtype must be float16 or float32, got 'bfloat16'"),
+            (
+                {"teacher_logits_dtype": "bfloat16"},
+                "teacher_logits_dtype must be one of float16, float32, got 'bfloat16'",
+            ),
             ({"teacher_logits_top_k": 0}, "teacher_logits_top_k must be a whole number > 0, got 0"),
             ({"teacher_logits_views": True}, "teacher_logits_views must be a whole number > 0, got True"),
             ({"teacher_logits_batch_size": 1.5}, r"teacher_logits_batch_size must be a whole number > 0, got 1\.5"),
@@ -1513,7 +1516,7 @@ def main(mode: str, folder: Path, note: str) -> None:
     if mode == "wait":
         shards._SECONDS_BETWEEN_SIGNS = 0.5
         made = trainer(tiny.bert(1), ragged(), kept=folder / FOLDER, collator=padding())
-        agree = SoftTargetCache._is_so_for_any
+        agree = CacheBuilder._is_so_for_any
 
         def noted(cache, flag):
             answer = agree(cache, flag)
@@ -1521,7 +1524,7 @@ def main(mode: str, folder: Path, note: str) -> None:
                 file.write("+" if answer else "-")
             return answer
 
-        SoftTargetCache._is_so_for_any = noted
+        CacheBuilder._is_so_for_any = noted
         made.precompute_teacher_logits()
         shutdown_processes()
         return
@@ -1534,7 +1537,7 @@ def main(mode: str, folder: Path, note: str) -> None:
         trainer(tiny.bert(1), ragged(), kept=folder / os.environ["RANK"], collator=padding()).train()
         return
     shards._FLUSH_BYTES = 0
-    SoftTargetCache._compare = lambda *_: None
+    CacheBuilder._compare = lambda *_: None
     teacher = tiny.bert(1, **WIDE)
     count = Counting(teacher)
     teacher.register_forward_hook(lambda *_: time.sleep(0.2))

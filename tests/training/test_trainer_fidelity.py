@@ -118,6 +118,7 @@ class TestSubclasses:
         assert self.grad_norms(Divided, tiny.bert(1), 4) == pytest.approx(self.grad_norms(Divided, tiny.bert(1), 1))
         assert made(Divided, args=config(alpha=1.0)).evaluate()["eval_loss"] > 0
 
+    @pytest.mark.slow
     def test_a_batch_mean_of_a_subclass_is_scaled_as_trainer_does(self):
         """A gradient that is too large by gradient_accumulation_steps."""
 
@@ -199,6 +200,7 @@ class TestLog:
         trainer.log({"loss": 1.0, "learning_rate": 1.0})
         assert logged(trainer, "loss") == [1.0, 1.0]
 
+    @pytest.mark.slow
     def test_failed_attempts_of_another_batch_size_leave_no_trace(self):
         """The first parts of the loss hold what was added before the memory was full."""
 
@@ -234,6 +236,7 @@ class TestModelInit:
             space, backend="optuna", n_trials=options.pop("n_trials", 1), **options
         )
 
+    @pytest.mark.slow
     def test_the_better_of_two_learning_rates_is_found(self):
         """The losses are added to the accuracy, and the worst model is the best."""
         grid = {"learning_rate": [0.01, 1e4]}
