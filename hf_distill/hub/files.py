@@ -23,9 +23,12 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 # Any word is an entry of some vocabulary.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 # What loading reads at the top of a repository: left over from another student, it would change this one.
-_READ_AS_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", ADAPTER)
+_WEIGHTS_OF_MODELS = (
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("adapter_model.safetensors", ADAPTER),
+)
 _READ_BY_LOADING = (
-    *_READ_AS_WEIGHTS,
+    *("*.safetensors", "*.safetensors.index.json", ADAPTER),
     *("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "vocab.*", "added_tokens.json", "merges.txt", "*.model", "training_curves.png"),
 )
@@ -126,7 +129,7 @@ def left_over(there: Iterable[str], files: Sequence[Outgoing], *, whole: bool, r
         whole: they are all that loading reads; if not, weights of another student go alone, and a tokenizer stays.
         replaced: a folder of the repository that is to hold nothing else than what is in `files`; none if empty.
     """
-    ours, read = {file.path_in_repo for file in files}, _READ_BY_LOADING if whole else _READ_AS_WEIGHTS
+    ours, read = {file.path_in_repo for file in files}, _READ_BY_LOADING if whole else _WEIGHTS_OF_MODELS
 
     def mixes(path: str) -> bool:
         is_read = "/" not in path and any(fnmatch(path, name) for name in read)

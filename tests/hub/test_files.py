@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_distill.evaluation.results import Results
 from hf_distill.hub.destination import Destination
-from hf_distill.hub.files import Outgoing
+from hf_distill.hub.files import Outgoing, left_over
 from hf_distill.hub.readme import combined, merge
 from hf_distill.runs.publish import outgoing
 from hf_distill.runs.recipe.reading import read_resolved
@@ -188,3 +188,19 @@ def test_what_was_our_own_entry_on_the_hub_gives_way(trained):
     assert "license: mit" in pushed
     assert pushed.endswith("\nMine.\n")
     assert combined(started, own) == started
+
+
+@pytest.mark.parametrize(
+    ("whole", "removed"),
+    [
+        (True, {"model-1-of-2.safetensors", "adapter_config.json", "tokenizer.json", "mine.safetensors"}),
+        (False, {"model-1-of-2.safetensors", "adapter_config.json"}),
+    ],
+)
+def test_what_would_mix_with_a_push_goes_and_nothing_else(whole, removed):
+    """Weights of another student that loading takes; a tokenizer or weights that the user has put beside a trainer's."""
+    there = {"model-1-of-2.safetensors", "adapter_config.json", "tokenizer.json", "mine.safetensors", "notes.txt"}
+    there |= {"model.safetensors", "half/model.safetensors"}
+    found = left_over(there | {"training_args.bin", "old/x"}, [Outgoing("model.safetensors", b"")], whole=whole)
+    assert set(found) == removed | {"training_args.bin"}
+    assert "old/x" in left_over(there | {"old/x"}, [], whole=whole, replaced="old")
