@@ -198,7 +198,7 @@ def test_what_was_our_own_entry_on_the_hub_gives_way(trained):
     ],
 )
 def test_what_would_mix_with_a_push_goes_and_nothing_else(whole, removed):
-    """Weights of another student that loading takes; a tokenizer or weights that the user has put beside a trainer's."""
+    """Weights of another student that loading takes; or the user's own beside a trainer's, deleted."""
     there = {"model-1-of-2.safetensors", "adapter_config.json", "tokenizer.json", "mine.safetensors", "notes.txt"}
     there |= {"model.safetensors", "half/model.safetensors"}
     found = left_over(there | {"training_args.bin", "old/x"}, [Outgoing("model.safetensors", b"")], whole=whole)
