@@ -1,6 +1,5 @@
 """The genuine client against the local Hub, over a real socket."""
 
-import socket
 import subprocess
 import sys
 import time
@@ -8,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import datasets
 import httpx2
@@ -17,23 +15,16 @@ import tiny
 import torch
 from huggingface_hub import (
     CommitOperationAdd,
-    CommitOperationDelete,
     HfApi,
-    ModelCard,
-    file_exists,
     get_token,
     hf_hub_download,
     repo_exists,
-    snapshot_download,
 )
 from huggingface_hub.errors import (
-    BadRequestError,
-    EntryNotFoundError,
     HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get
 from local_hub import writing
 from local_hub.server import LocalHub
 from transformers import AutoModelForSequenceClassification, pipeline
@@ -143,37 +134,6 @@ def test_only_members_write(hub: LocalHub, api: HfApi) -> None:
     assert len(hub.commits(REPO)) == 1
 
 
-def test_a_deleted_repository_is_gone(hub: LocalHub, api: HfApi) -> None:
-    """Leftovers that the next push finds."""
-    api.delete_repo(REPO)
-    assert not hub.repos
-    with pytest.raises(RepositoryNotFoundError):
-        api.delete_repo(REPO)
-    api.delete_repo(REPO, missing_ok=True)
-
-
-def test_what_is_missing_is_named_by_the_right_error(hub: LocalHub, api: HfApi) -> None:
-    """Code that catches one kind of 404 and meets another on the Hub."""
-    with pytest.raises(RepositoryNotFoundError):
-        api.model_info("ada/none")
-    with pytest.raises(RepositoryNotFoundError):
-        hf_hub_download("none", "config.json")
-    with pytest.raises(RevisionNotFoundError):
-        api.model_info(REPO, revision="none")
-    with pytest.raises(RevisionNotFoundError):
-        hf_hub_download(REPO, ".gitattributes", revision="none")
-    with pytest.raises(RevisionNotFoundError):
-        add(api, {"a.txt": b"a"}, revision="none")
-    with pytest.raises(EntryNotFoundError):
-        hf_hub_download(REPO, "none.json")
-    with pytest.raises(EntryNotFoundError):
-        hf_hub_download(REPO, "\N{SNOWMAN} and spaces.json")
-    with pytest.raises(EntryNotFoundError):
-        list(api.list_repo_tree(REPO, "none"))
-    assert not file_exists(REPO, "none.json")
-    assert file_exists(REPO, ".gitattributes")
-
-
 # ---- Commits ----
 
 
@@ -201,37 +161,6 @@ def test_a_commit_holds_regular_and_large_files(hub: LocalHub, api: HfApi) -> No
     assert about.card_data.license == "mit"
     sizes = {sibling.rfilename: sibling.lfs and sibling.lfs["size"] for sibling in about.siblings}
     assert sizes == {".gitattributes": None, "README.md": None, "empty.txt": None, "model.safetensors": len(WEIGHTS)}
-
-
-def test_a_large_file_goes_up_in_parts(hub: LocalHub, api: HfApi) -> None:
-    """Parts in the wrong order, or a last part that is lost."""
-    hub.part_size = 1000
-    add(api, {"model.safetensors": WEIGHTS, "small.bin": b"\0" * 10})
-    assert hub.files(REPO)["model.safetensors"] == WEIGHTS
-    assert hub.steps().count("lfs_put") == 6 + 1
-    assert hub.steps().count("lfs_complete") == 1
-
-
-@pytest.mark.parametrize(
-    ("path", "content", "lfs"),
-    [
-        ("model.safetensors", b"text", True),
-        ("curves.png", b"\x89PNG\r\n\x1a\n", True),
-        ("tokenizer.json", b"{}" * 600, True),
-        ("config.json", "{} \N{SNOWMAN}".encode(), False),
-        ("long.txt", b"x" * 511 + "\N{SNOWMAN}".encode(), False),
-    ],
-)
-def test_rules_size_and_content_say_what_is_large(
-    hub: LocalHub, api: HfApi, path: str, content: bytes, lfs: bool
-) -> None:
-    """A picture that git would keep, or text that cannot be read in the browser."""
-    hub.regular_limit = 1000
-    add(api, {path: content})
-    (found,) = api.get_paths_info(REPO, path)
-    assert (found.lfs is not None, found.size) == (lfs, len(content))
-    line = f"{path} filter=lfs diff=lfs merge=lfs -text\n"
-    assert hub.files(REPO)[".gitattributes"].decode().endswith(line) == (path in ("curves.png", "tokenizer.json"))
 
 
 def test_what_has_not_changed_is_not_sent_again(hub: LocalHub, api: HfApi) -> None:
@@ -278,97 +207,8 @@ def test_of_two_commits_on_one_parent_one_wins(hub: LocalHub, api: HfApi, monkey
     assert len(hub.files(REPO)) == 2
 
 
-def test_files_and_folders_are_deleted(hub: LocalHub, api: HfApi) -> None:
-    """Checkpoints that stay although they were deleted, or more that goes than was asked for."""
-    add(api, {"a/1.txt": b"1", "a/2.txt": b"2", "ab.txt": b"3"})
-    api.create_commit(REPO, [CommitOperationDelete("a/")], commit_message="Clean")
-    assert set(hub.files(REPO)) == {".gitattributes", "ab.txt"}
-    with pytest.raises(EntryNotFoundError):
-        api.delete_file("a", REPO)
-
-
-def test_ignored_files_stay_away(hub: LocalHub, api: HfApi) -> None:
-    """A cache in the repository, although .gitignore names it."""
-    add(api, {".gitignore": b"# rubbish\n*.log\n__pycache__/\n!keep.log\n"})
-    add(api, {"run.log": b"1", "src/__pycache__/x.txt": b"2", "keep.log": b"3", "log.txt": b"4"})
-    assert set(hub.files(REPO)) == {".gitattributes", ".gitignore", "keep.log", "log.txt"}
-
-
-def test_a_folder_is_one_commit(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
-    """A reader who sees half a model: with xet the client makes several commits."""
-    (tmp_path / "sub").mkdir()
-    for name in ("config.json", "sub/model.safetensors"):
-        (tmp_path / name).write_bytes(WEIGHTS)
-    api.upload_folder(repo_id=REPO, folder_path=tmp_path)
-    assert len(hub.commits(REPO)) == 2
-    assert hub.files(REPO)["sub/model.safetensors"] == WEIGHTS
-
-
 OID = "0" * 64
 GOOD = '{"key": "file", "value": {"path": "good.txt", "content": "good"}}'
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        commit_lines(GOOD, "{not json"),
-        commit_lines(GOOD, '{"key": "file"}'),
-        commit_lines(GOOD, '{"key": "file", "value": {"path": "a.txt", "content": "%%%", "encoding": "base64"}}'),
-        commit_lines(GOOD, '{"key": "file", "value": {"path": "../a.txt", "content": ""}}'),
-        commit_lines(GOOD, '{"key": "file", "value": {"path": "good.txt/a.txt", "content": ""}}'),
-        commit_lines(GOOD, '{"key": "file", "value": {"path": "README.md", "content": "---\\nlicense: x\\n---\\n"}}'),
-        commit_lines(GOOD, '{"key": "magic", "value": {"path": "a.txt"}}'),
-        commit_lines(GOOD, f'{{"key": "lfsFile", "value": {{"path": "a.bin", "algo": "sha256", "oid": "{OID}"}}}}'),
-        commit_lines(header=GOOD),
-        commit_lines(GOOD, header='{"key": "header", "value": {"summary": ""}}'),
-        b"",
-    ],
-    ids=[
-        "json",
-        "value",
-        "base64",
-        "path",
-        "folder",
-        "card",
-        "kind",
-        "not uploaded",
-        "no header",
-        "summary",
-        "nothing",
-    ],
-)
-def test_a_commit_that_cannot_be_made_changes_nothing(hub: LocalHub, api: HfApi, lines: bytes) -> None:
-    """Half a commit: the files before the line that is wrong."""
-    assert post(hub, f"/api/models/{REPO}/commit/main", lines).status_code == 400
-    assert list(hub.files(REPO)) == [".gitattributes"]
-
-
-@pytest.mark.parametrize("framing", ["Content-Length: 9999", "Transfer-Encoding: chunked"])
-def test_a_commit_cut_off_at_the_end_of_a_line_is_not_made(hub: LocalHub, api: HfApi, framing: str) -> None:
-    """A client that is killed while it pushes, and half of its files on the Hub."""
-    body = commit_lines(GOOD) + b"\n"
-    if "chunked" in framing:
-        body = b"%x\r\n%s\r\n" % (len(body), body)
-    head = f"POST /api/models/{REPO}/commit/main HTTP/1.1\r\nAuthorization: Bearer {hub.token}\r\n{framing}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", urlsplit(hub.url).port)) as client:
-        client.sendall(head.encode() + body)
-        client.shutdown(socket.SHUT_WR)
-        assert not client.recv(100)
-    assert not hub.requests
-    assert len(hub.commits(REPO)) == 1
-
-
-def test_bytes_that_are_not_what_was_announced_are_refused(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
-    """Weights that change while they are sent, stored under the hash of what they were."""
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(WEIGHTS)
-    operation = CommitOperationAdd(path.name, path)
-    assert operation.upload_info.sha256
-    path.write_bytes(WEIGHTS[::-1])
-    with pytest.raises(RuntimeError, match=r"model\.safetensors") as caught:
-        api.create_commit(REPO, [operation], commit_message="Add")
-    assert isinstance(caught.value.__cause__, BadRequestError)
-    assert len(hub.commits(REPO)) == 1
 
 
 # ---- Branches, tags, pull requests ----
@@ -420,100 +260,7 @@ def test_a_commit_opens_a_pull_request(hub: LocalHub, api: HfApi) -> None:
     assert [ref.ref for ref in api.list_repo_refs(REPO, include_pull_requests=True).pull_requests] == ["refs/pr/1"]
 
 
-def test_a_pull_request_opened_first_takes_commits(hub: LocalHub, api: HfApi) -> None:
-    """The second way of opening one, which the client's own upload of folders uses."""
-    bob, eve = HfApi(token=hub.add_user("bob")), HfApi(token=hub.add_user("eve"))
-    pull = bob.create_pull_request(REPO, title="Later", description="Wait")
-    assert (pull.num, pull.status, pull.git_reference) == (1, "draft", "refs/pr/1")
-    add(bob, {"a.txt": b"1"}, revision="refs/pr/1")
-    add(api, {"a.txt": b"2"}, revision="refs/pr/1")
-    assert len(hub.commits(REPO, "refs/pr/1")) == 3
-    assert status_of(lambda: add(eve, {"a.txt": b"3"}, revision="refs/pr/1")) == 403
-    assert api.create_discussion(REPO, title="A question").num == 2
-    assert [found.num for found in api.get_repo_discussions(REPO)] == [2, 1]
-    assert not list(api.get_repo_discussions(REPO, discussion_status="closed"))
-
-
-def test_a_pull_request_stands_on_the_parent_asked_for(hub: LocalHub, api: HfApi) -> None:
-    """A pull request that takes back what has happened since."""
-    head = api.model_info(REPO).sha
-    hub.write(REPO, {"b.txt": b"since"})
-    add(api, {"a.txt": b"1"}, create_pr=True, parent_commit=head)
-    assert [commit.oid for commit in hub.commits(REPO, "refs/pr/1")][1:] == [head]
-
-
 # ---- Listings and downloads ----
-
-
-def test_listings_come_in_pages(hub: LocalHub, api: HfApi) -> None:
-    """A listing that ends after its first page, without a word."""
-    names = sorted(f"{folder}/{i}.txt" for folder in ("a", "a/b") for i in range(5))
-    add(api, {name: name.encode() for name in names})
-    hub.page_size = 3
-    hub.requests.clear()
-    assert sorted(api.list_repo_files(REPO)) == [".gitattributes", *names]
-    assert len(hub.requests) == 5
-    assert [entry.path for entry in api.list_repo_tree(REPO, "a/b")] == [f"a/b/{i}.txt" for i in range(5)]
-    assert sorted(entry.path for entry in api.list_repo_tree(REPO)) == [".gitattributes", "a"]
-    for i in range(5):
-        hub.write(REPO, {"c.txt": bytes(i)}, title=f"Change {i}")
-    titles = [commit.title for commit in api.list_repo_commits(REPO)]
-    assert titles == [*(f"Change {i}" for i in (4, 3, 2, 1, 0)), "Add files", "initial commit"]
-
-
-def test_files_come_from_the_cache_while_their_etag_stays(hub: LocalHub, api: HfApi) -> None:
-    """A download that is made again and again, or one that is old."""
-    add(api, {"config.json": b"{}", "model.safetensors": WEIGHTS})
-    hub.requests.clear()
-    for name, content in (("config.json", b"{}"), ("model.safetensors", WEIGHTS)):
-        for _ in range(2):
-            assert Path(hf_hub_download(REPO, name)).read_bytes() == content
-    assert [request.method for request in hub.requests] == ["HEAD", "GET", "HEAD"] * 2
-    add(api, {"config.json": b"{1}"})
-    assert Path(hf_hub_download(REPO, "config.json")).read_bytes() == b"{1}"
-
-
-@pytest.mark.parametrize(
-    ("wanted", "status", "content"),
-    [
-        ("bytes=10-19", 206, WEIGHTS[10:20]),
-        ("bytes=5000-", 206, WEIGHTS[5000:]),
-        ("bytes=-7", 206, WEIGHTS[-7:]),
-        ("bytes=5000-99999", 206, WEIGHTS[5000:]),
-        ("bytes=99999-", 416, None),
-        ("", 200, WEIGHTS),
-    ],
-)
-def test_a_range_of_a_file(hub: LocalHub, wanted: str, status: int, content: bytes | None) -> None:
-    """A resumed download with a hole or an overlap in its middle."""
-    hub.write(REPO, {"model.safetensors": WEIGHTS})
-    answer = httpx2.get(f"{hub.url}/{REPO}/resolve/main/model.safetensors", headers={"Range": wanted})
-    assert answer.status_code == status
-    assert content is None or answer.content == content
-    assert answer.headers.get("Content-Range", "/").endswith(f"/{len(WEIGHTS)}" if status != 200 else "/")
-
-
-def test_a_download_is_resumed(hub: LocalHub, tmp_path: Path) -> None:
-    """A file whose first half is there twice."""
-    hub.write(REPO, {"model.safetensors": WEIGHTS})
-    path = tmp_path / "part"
-    path.write_bytes(WEIGHTS[:2000])
-    with path.open("ab") as part:
-        url = f"{hub.url}/{REPO}/resolve/main/model.safetensors"
-        http_get(url, part, resume_size=2000, expected_size=len(WEIGHTS))
-    assert path.read_bytes() == WEIGHTS
-    assert [request.status for request in hub.requests] == [206]
-
-
-def test_a_snapshot_is_the_whole_repository(hub: LocalHub, api: HfApi) -> None:
-    """Files in folders that are left out, or a snapshot of main for a pinned commit."""
-    info = add(api, {"config.json": b"old", "sub/model.safetensors": WEIGHTS, "\N{SNOWMAN} a.txt": b"snow"})
-    add(api, {"config.json": b"new"})
-    folder = Path(snapshot_download(REPO, revision=info.oid))
-    assert (folder / "config.json").read_bytes() == b"old"
-    assert (folder / "sub" / "model.safetensors").read_bytes() == WEIGHTS
-    assert (folder / "\N{SNOWMAN} a.txt").read_bytes() == b"snow"
-    assert (Path(snapshot_download(REPO)) / "config.json").read_bytes() == b"new"
 
 
 # ---- Cards ----
@@ -557,26 +304,6 @@ def test_bad_metadata_is_refused_before_anything_is_sent(
     with pytest.raises(ValueError, match=message):
         add(api, {"README.md": card, "model.safetensors": WEIGHTS})
     assert hub.steps() == ["validate_yaml"]
-
-
-def test_a_card_is_judged_without_a_repository(hub: LocalHub) -> None:
-    """`ModelCard.validate` that asks the real Hub, or nobody."""
-    with pytest.raises(ValueError, match='"license" must be one of'):
-        ModelCard("---\nlicense: my-own\n---\n# Student\n").validate()
-    assert hub.steps() == ["validate_yaml"]
-
-
-def test_good_metadata_passes(hub: LocalHub, api: HfApi) -> None:
-    """Checks that are stricter than the Hub's."""
-    index = f"model-index: [{{name: x, results: [{RESULT}]}}]"
-    lines = ["license: mit", "language: [en, zh-Hant]", "base_model: google-bert/bert-base-uncased", index]
-    card = ModelCard("---\n" + "\n".join(lines) + "\n---\n# Student\n")
-    card.validate()
-    card.push_to_hub(REPO)
-    assert hub.files(REPO)["README.md"].decode() == str(card)
-    about = api.model_info(REPO)
-    assert about.card_data.base_model == "google-bert/bert-base-uncased"
-    assert about.card_data.eval_results[0].metric_value == 1
 
 
 @pytest.mark.parametrize(
