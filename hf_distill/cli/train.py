@@ -22,7 +22,7 @@ def train(
     recipe: RecipeArgument,
     overrides: OverridesArgument = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete a run with other settings in the same output folder.")
+        bool, typer.Option("--overwrite", help="Make again the stages whose settings or data changed; all if none did.")
     ] = False,
     debug: DebugOption = False,
 ) -> None:

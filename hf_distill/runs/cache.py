@@ -58,7 +58,7 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
     for key in ("column", "logits"):
         if getattr(recipe.teachers[0], key) is not None:
             raise ValueError(f"teacher.{key}: these are soft targets already, there is no teacher to ask")
-    with open_run(recipe, name, StageSettings(recipe), makes_targets=True) as run:
+    with open_run(recipe, name, StageSettings(recipe), stages=list(recipe.teacher_stages())) as run:
         run.prepare(needs_labels=False)
         members = run.teachers()
         folder = targets_folder(run)

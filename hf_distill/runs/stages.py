@@ -38,16 +38,16 @@ _OF_THE_SPLITS = {each.name for each in _TAKEN if each.kind is each.KEYWORD_ONLY
 
 @contextlib.contextmanager
 def open_run(
-    recipe: Recipe, name: str, settings: StageSettings, *, overwrite: bool = False, makes_targets: bool = False
+    recipe: Recipe, name: str, settings: StageSettings, *, overwrite: bool = False, stages: Sequence[str] | None = None
 ) -> Iterator["Run"]:
-    """Open a run's output folder and load its data; nothing is written yet.
+    """Open a run's output folder and load its data; nothing is written yet. It may be for some stages alone.
 
     Raises:
         ValueError: something in the data, the models or the output folder is not as it should be.
     """
     folder = Path(recipe.output_dir).expanduser()
     check_folders_apart(recipe)
-    with _held(folder, recipe, overwrite=overwrite, makes_targets=makes_targets) as workspace:
+    with _held(folder, recipe, overwrite=overwrite, stages=stages) as workspace:
         with PartialState().main_process_first():
             shared = shared_targets(recipe)
         data = recipe.data
@@ -358,7 +358,7 @@ def chance_message(error: ChanceTeacherError, members: Sequence[Member]) -> str:
 
 
 @contextlib.contextmanager
-def _held(folder: Path, recipe: Recipe, **options: bool) -> Any:
+def _held(folder: Path, recipe: Recipe, **options: Any) -> Any:
     """Open the workspace; of several processes the main one, and the others after it."""
     state = PartialState()
     workspace = Workspace(folder, recipe, **options) if state.is_main_process else None

@@ -5,25 +5,24 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
-from hf_distill.runs.recipe.reading import differences, is_of_the_cache, is_of_the_students, read_resolved, to_yaml
+from hf_distill.runs.recipe.reading import to_yaml
 from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe
+from hf_distill.runs.recipe.settings import decisive_settings
 from hf_distill.teachers.cache.key import KEY_FILE, key_differences
 
 _MARK = "# Written by hf-distill: all settings of the run in this folder.\n"
-_DATA = ".data_fingerprint"
-_READING = ".teachers_reading.json"
+_MADE_OF = ".stages.json"
 TENSORBOARD = "tensorboard"
 """The folder of TensorBoard's events in a run's output folder, with a folder in it for each stage."""
 
-_NOTES = ("recipe.yaml", _DATA, _READING, TENSORBOARD)
+_NOTES = ("recipe.yaml", _MADE_OF, TENSORBOARD)
 _STAGE = re.compile(r"teacher|student|baseline|(teacher|stage)-\d+")
 
 
@@ -38,11 +37,13 @@ class Workspace:
             is in use by another process.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, *, overwrite: bool = False, makes_targets: bool = False) -> None:
+    def __init__(
+        self, path: Path, recipe: Recipe, *, overwrite: bool = False, stages: Sequence[str] | None = None
+    ) -> None:
         self.path = path
         self._recipe = recipe
         self._overwrite = overwrite
-        self._makes_targets = makes_targets
+        self._stages = recipe.stage_names() if stages is None else list(stages)
         self._leaves_no_trace = not path.exists()  # until the run begins
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -55,9 +56,9 @@ class Workspace:
                 f"output_dir: cannot write to {path}: {error.strerror or error}. Choose another folder."
             ) from error
         try:
-            self._check_not_foreign_recipe()
+            self._check_not_foreign()
             if not overwrite:
-                self._check_other_runs()
+                self._check_settings()
         except ValueError:
             self.release()
             raise
@@ -72,112 +73,118 @@ class Workspace:
         return workspace
 
     def begin(self, data_fingerprint: str, reading: Mapping[str, Any]) -> None:
-        """Make room for the run, and note its settings and data: from here on the folder is its own.
+        """Make room for the run, and note what its stages are made of: from here on the folder is its own.
+
+        Args:
+            data_fingerprint: of all rows.
+            reading: how each teacher that is trained here reads them, by its stage.
 
         Raises:
             ValueError: the folder holds work on other data, or teachers that were trained to read in another way.
         """
-        noted = self.path / _DATA
-        is_other = noted.exists() and noted.read_text(encoding="utf-8") != data_fingerprint
-        if is_other and not self._overwrite and _holds_work(self.path):
-            raise ValueError(
-                f"output_dir: {self.path} holds a run on other data{self._or_other_targets()}, the recipe's have "
-                f"changed since: choose another folder, or {self._how_to_delete('that run')}"
-            )
-        has_students = _holds_students(self.path)
-        if not self._overwrite and not has_students:
-            self._check_reading(reading)
+        noted, now = _made_of(self.path), {stage: self._of(stage, data_fingerprint, reading) for stage in self._stages}
+        changed = [stage for stage in self._worked_on() if noted.get(stage) != now[stage]]
         if self._overwrite:
-            self._check_targets_of_another()
-            if self._recipe.teacher_stages() or self._is_of_another_teacher():
-                shutil.rmtree(self.path / SOFT_TARGETS, ignore_errors=True)
-            for entry in _entries(self.path):
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink(missing_ok=True)
+            self._delete(changed)
+        for stage in changed if not self._overwrite else ():
+            self._check_same(noted[stage], now[stage])
         for stage in self._recipe.stage_names():
             shutil.rmtree(self._part(stage), ignore_errors=True)
         for stage in finished_stages(self.path):  # killed between its last two steps, `finish` leaves them
             shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
         self._leaves_no_trace = False
-        if not (self._makes_targets and has_students):
+        if set(self._recipe.student_stages()) <= set(self._stages) or not _holds_students(self.path):
             self._write("recipe.yaml", _MARK + to_yaml(self._recipe))
-        self._write(_DATA, data_fingerprint)
-        if self._overwrite or not has_students:
-            self._write(_READING, json.dumps(reading))
+        self._write(_MADE_OF, json.dumps({**noted, **now}))
 
-    def _how_to_delete(self, what: str) -> str:
-        # `cache` has an --overwrite, too, but it is about a data set on the Hub.
-        if self._makes_targets:
-            return f"delete {what} (`hf-distill train ... --overwrite` does)"
-        return f"pass --overwrite to delete {what}"
+    def _of(self, stage: str, data_fingerprint: str, reading: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fingerprint of a stage, in full, so that what differs can be named."""
+        settings = decisive_settings(self._recipe, stage)
+        return {"settings": settings, "data": data_fingerprint, "reading": {stage: reading.get(stage)}}
 
-    def _check_reading(self, reading: Mapping[str, Any]) -> None:
-        """Raise ValueError if teachers were trained, or begun, on rows that were read in another way."""
-        if not (self.path / _READING).exists() or not _holds_work(self.path):
-            return
-        differing = key_differences(json.loads((self.path / _READING).read_text(encoding="utf-8")), reading)
-        if differing:
-            raise ValueError(
-                f"output_dir: {self.path} holds teachers that read in another way than beside this recipe's students "
-                f"({differing}): keep the students' models and processors, choose another folder, or "
-                f"{self._how_to_delete('that run')}"
-            )
+    def _worked_on(self) -> list[str]:
+        """Name the stages of this run on which work has been done."""
+        return [stage for stage in self._stages if _holds_work(self.path, stage)]
 
-    def _or_other_targets(self) -> str:
-        if self._recipe.teachers[0].logits is None:
-            return ""
-        return " or from other soft targets (those of a commit are named by teacher.revision)"
+    def _delete(self, changed: Sequence[str]) -> None:
+        """Delete what was made of other settings or data, and what learned from it; all there is if nothing was."""
+        stages = [stage for stage in self._recipe.stage_names() if stage in changed]
+        if set(stages) & set(self._recipe.teacher_stages()):
+            stages += [stage for stage in self._recipe.student_stages() if stage not in stages]
+        teachers, student = set(self._recipe.teacher_stages()), _made_of(self.path).get("student")
+        of_others = student is not None and _of_teachers(student["settings"]) != _of_teachers(
+            decisive_settings(self._recipe, "student")
+        )
+        if of_others or teachers & set(stages):
+            self._check_no_named_targets()
+        if of_others or teachers & set(stages or teachers):
+            shutil.rmtree(self.path / SOFT_TARGETS, ignore_errors=True)
+        entries = [
+            self.path / "results.json",
+            *(self.path / folder / stage for stage in stages for folder in ("", "checkpoints", TENSORBOARD)),
+            *(self.path / "stages" / f"{stage}.json" for stage in stages),
+        ]
+        for entry in entries if stages else _entries(self.path):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
 
-    def _check_targets_of_another(self) -> None:
+    def _check_no_named_targets(self) -> None:
         """Raise ValueError, before anything is deleted, if the run would find soft targets of the teacher that goes."""
         named = self._recipe.training.get("teacher_logits_dir")
-        if named is None or not (Path(named).expanduser() / KEY_FILE).exists():
-            return
-        if (self.path / "recipe.yaml").exists() and self._is_of_another_teacher():
+        if named is not None and (Path(named).expanduser() / KEY_FILE).exists():
             raise ValueError(
                 f"training.teacher_logits_dir: {named} holds soft targets, and the teacher of the run in {self.path} "
                 "was another one: name another folder, or delete that one"
             )
 
-    def _is_of_another_teacher(self) -> bool:
-        """Tell whether the run that is here may have had other teachers than this one."""
-        if not (self.path / "recipe.yaml").exists():
-            return True
-        try:
-            changed = differences(read_resolved(self.path / "recipe.yaml"), self._recipe)
-        except ValueError:
-            return True
-        return any(line.startswith("teacher") for line in changed)
+    def _check_same(self, noted: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Raise ValueError if work was done on other data, or by teachers that read in another way."""
+        if noted["data"] != now["data"]:
+            targets = ""
+            if self._recipe.teachers[0].logits is not None:
+                targets = " or from other soft targets (those of a commit are named by teacher.revision)"
+            raise ValueError(
+                f"output_dir: {self.path} holds a run on other data{targets}, the recipe's have changed since: choose "
+                f"another folder, or {self._how_to_delete('make that again')}"
+            )
+        differing = key_differences(noted["reading"], now["reading"])
+        raise ValueError(
+            f"output_dir: {self.path} holds teachers that read in another way than beside this recipe's students "
+            f"({differing}): keep the students' models and processors, choose another folder, or "
+            f"{self._how_to_delete('train them again')}"
+        )
 
-    def _check_not_foreign_recipe(self) -> None:
+    def _how_to_delete(self, what: str) -> str:
+        # `cache` has an --overwrite, too, but it is about a data set on the Hub.
+        if "student" not in self._stages:
+            return f"{what} (`hf-distill train ... --overwrite` does)"
+        return f"pass --overwrite to {what}"
+
+    def _check_not_foreign(self) -> None:
         file = self.path / "recipe.yaml"
         if file.exists() and not file.read_bytes().startswith(_MARK.encode()):
             raise ValueError(
                 f"output_dir: {file} was not written by a run, and this one would replace it: choose another folder"
             )
 
-    def _check_other_runs(self) -> None:
-        if not (self.path / "recipe.yaml").exists():
+    def _check_settings(self) -> None:
+        """Raise ValueError if there is work of other settings, or work that no run has noted."""
+        noted = _made_of(self.path)
+        present = [stage for stage in self._worked_on() if stage not in noted]
+        if not (self.path / _MADE_OF).exists():
             present = [entry.name for entry in _entries(self.path) if entry.exists()]
-            if present:
-                raise ValueError(
-                    f"output_dir: {self.path} holds {', '.join(present)}, which no run recorded here has made and this "
-                    f"run would replace: choose another folder, or {self._how_to_delete('them')}"
-                )
-            return
-        try:
-            changed = _differing(self.path, self._recipe, makes_targets=self._makes_targets)
-        except (ValidationError, ValueError) as error:
+        if present:
             raise ValueError(
-                f"output_dir: {self.path / 'recipe.yaml'} is not a recipe that this version can read, so its settings "
-                f"cannot be compared: choose another folder, or {self._how_to_delete('that run')}"
-            ) from error
-        if changed and _holds_work(self.path):
+                f"output_dir: {self.path} holds {', '.join(present)}, which no run of this version has made and "
+                f"this one would replace: choose another folder, or {self._how_to_delete('delete them')}"
+            )
+        changed = _differing(self.path, self._recipe, self._stages)
+        if changed:
             raise ValueError(
                 f"output_dir: {self.path} holds a run with other settings ({'; '.join(changed)}): choose another "
-                f"folder, or {self._how_to_delete('that run')}"
+                f"folder, or {self._how_to_delete('make again what they change')}"
             )
 
     def release(self) -> None:
@@ -271,26 +278,34 @@ def check_folders_apart(recipe: Recipe) -> None:
 
 
 def state_of(path: Path, recipe: Recipe) -> tuple[list[str] | None, list[str]]:
-    """Look at an output folder without touching it."""
-    if not (path / "recipe.yaml").exists() or not _holds_work(path):
+    """Look at an output folder without touching it: settings that differ, None if no work is there; finished stages."""
+    if not (path / _MADE_OF).exists() or not any(_holds_work(path, stage) for stage in recipe.stage_names()):
         return None, []
-    try:
-        changed = _differing(path, recipe)
-    except ValueError:
-        changed = ["recipe.yaml cannot be read"]
-    return changed, finished_stages(path)
+    return _differing(path, recipe, recipe.stage_names()), finished_stages(path)
 
 
-def _differing(path: Path, recipe: Recipe, *, makes_targets: bool = False) -> list[str]:
-    """List the settings in which a recipe differs from that of the run in a folder, as far as they matter there.
+def _differing(path: Path, recipe: Recipe, stages: Sequence[str]) -> list[str]:
+    """List the settings that decide what stages make, and are others than those of the work that is there."""
+    noted, lines = _made_of(path), dict[str, str]()
+    for stage in stages:
+        if stage in noted and _holds_work(path, stage):
+            old, new = noted[stage]["settings"], decisive_settings(recipe, stage)
+            lines |= {
+                key: f"{key}: {old.get(key, 'unset')!r} -> {new.get(key, 'unset')!r}"
+                for key in old.keys() | new.keys()
+                if old.get(key) != new.get(key)
+            }
+    return [lines[key] for key in sorted(lines)]
 
-    The students' settings do not matter before there is one, if it is noted how the teachers read; nor, to who makes
-    nothing else, how soft targets are kept.
-    """
-    but = is_of_the_cache if makes_targets else None
-    if not _holds_students(path):
-        but = is_of_the_students if (path / _READING).exists() else is_of_the_cache
-    return differences(read_resolved(path / "recipe.yaml"), recipe, but=but)
+
+def _made_of(path: Path) -> dict[str, Any]:
+    """Return what a run has noted of its stages: settings, data and how they read."""
+    file = path / _MADE_OF
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def _of_teachers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key.startswith("teacher.")}
 
 
 def _entries(path: Path) -> list[Path]:
@@ -299,16 +314,16 @@ def _entries(path: Path) -> list[Path]:
     return [path / name for name in (*_NOTES, "results.json", "stages", "checkpoints")] + models
 
 
-def _holds_work(path: Path) -> bool:
-    """Tell whether a run has left more than its settings and empty folders: a checkpoint, a model, results."""
-    return any(file.is_file() for entry in _entries(path)[len(_NOTES) :] for file in (entry, *entry.rglob("*")))
+def _holds_work(path: Path, stage: str) -> bool:
+    """Tell whether a stage has been begun or finished in a folder; an empty folder is no work."""
+    entries = (path / "checkpoints" / stage, path / stage)
+    return any(file.is_file() for entry in entries for file in entry.rglob("*"))
 
 
 def _holds_students(path: Path) -> bool:
     """Tell whether a run has begun to train a student there, or has made one."""
-    folders = [entry for entry in (*path.glob("checkpoints/*"), *path.glob("*")) if _STAGE.fullmatch(entry.name)]
-    begun = {folder.name for folder in folders if any(file.is_file() for file in folder.rglob("*"))}
-    return (path / "results.json").exists() or any(not stage.startswith("teacher") for stage in begun)
+    names = {entry.name for entry in (*path.glob("checkpoints/*"), *path.glob("*")) if _STAGE.fullmatch(entry.name)}
+    return any(_holds_work(path, name) for name in names if not name.startswith("teacher"))
 
 
 def finished_stages(path: Path) -> list[str]:

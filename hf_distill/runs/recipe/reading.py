@@ -1,8 +1,7 @@
 """A recipe: the YAML file that says what is distilled into what, on which data, and how."""
 
-import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from hf_distill.runs.recipe.validation import (
     described,
     flat,
     numbers_as_text,
-    of_the_cache,
-    of_the_students,
     settle_consent,
     training_problems,
 )
@@ -128,38 +125,6 @@ def command_for(recipe: Recipe, name: str) -> str:
     changed = {key: value for key, value in own.items() if value is not None and value != original.get(key)}
     overrides = (shlex.quote(f"{key}={_on_command_line(value)}") for key, value in changed.items())
     return " ".join(["hf-distill train", name, *overrides])
-
-
-def differences(old: Recipe, new: Recipe, *, but: Callable[[str], bool] | None = None) -> list[str]:
-    """List the settings in which two recipes differ, leaving out where the student goes, here and on the Hub."""
-    before, after = (flat(recipe.model_dump(exclude=_NOT_OF_THE_TRAINING)) for recipe in (old, new))
-    return [
-        f"{key}: {before.get(key, 'unset')!r} -> {after.get(key, 'unset')!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not (but is not None and but(key))
-    ]
-
-
-def is_of_the_cache(key: str) -> bool:
-    """Tell whether a setting says how soft targets are kept, which is nothing to teachers or students."""
-    return _training_field(key) in of_the_cache()
-
-
-def is_of_the_students(key: str) -> bool:
-    """Tell whether a setting is one of the students alone.
-
-    Which model a student is may still decide how a teacher without a processor of its own reads.
-    """
-    section, field = key.partition(".")[0], _training_field(key)
-    if field is None:
-        return section in ("student", "stages", "baseline")
-    return field in of_the_students() or (section == "stages" and field == "seed")  # the run's seed splits the data
-
-
-def _training_field(key: str) -> str | None:
-    """Return which field of a student's training a dotted key names, None if it names none."""
-    found = re.match(r"(?:stages\.\d+\.)?training\.([^.]+)", key)
-    return None if found is None else found[1]
 
 
 def _by_key(recipe: Recipe) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe, Stage, Student, Teacher
+from hf_distill.runs.recipe.validation import flat
 from hf_distill.training.config import CACHE, FIRST_TEACHERS, OBJECTIVE, TEACHER, DistillationConfig, settings_marked
 
 # For a trainer that predicts, and has nothing to report; the last two would convert the model for good.
@@ -22,6 +23,16 @@ _NOT_TRAINING = {
 
 # What says on what a run is computed, not what: a teacher's training takes it over from the student's.
 _OF_THE_MACHINE = ("use_cpu", "ddp_backend", "ddp_timeout")
+
+
+# What of a training decides how it is shown, saved and reported, and nothing of what it makes.
+_OF_NO_RESULT = {
+    *("logging_first_step", "logging_nan_inf_filter", "logging_steps", "logging_strategy"),
+    *("disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "skip_memory_metrics"),
+    *("report_to", "run_name", "project", "trackio_space_id", "include_num_input_tokens_seen"),
+    *("save_on_each_node", "save_steps", "save_strategy", "save_total_limit"),
+    *("allow_untrained_teacher", "teacher_logits_dir"),
+}
 
 
 class StageSettings:
@@ -70,6 +81,38 @@ def training_arguments(recipe: Recipe, stage: str, folder: Path) -> Distillation
         named = chosen.get("teacher_logits_dir")
         chosen["teacher_logits_dir"] = named or str(Path(recipe.output_dir).expanduser() / SOFT_TARGETS)
     return DistillationConfig(**{"save_total_limit": 1, **chosen, "output_dir": str(folder)})
+
+
+def decisive_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """Return the settings that decide what a stage makes, by their dotted keys, with those of the stages before it."""
+    values = recipe.model_dump(mode="json")
+    training = {"seed": 42, **values["training"]}
+    chosen = {"task": recipe.task, "data": values["data"], "training": {"seed": training["seed"]}}  # it splits the data
+    teachers = recipe.teacher_stages()
+    if stage in teachers:
+        chosen["teacher"] = values["teacher"]
+        if isinstance(recipe.teacher, list):
+            place = next(i for i, each in enumerate(recipe.teacher) if each is teachers[stage])
+            chosen["teacher"] = {place: values["teacher"][place]}
+    elif stage == "baseline":
+        chosen |= {"student": values["student"], "training": _without(training, OBJECTIVE, TEACHER, CACHE)}
+        if recipe.student.from_teacher is not None:
+            chosen |= {name: values[name] for name in ("teacher", "stages")}
+    else:
+        chosen |= {"teacher": values["teacher"], "training": training}
+        chosen["stages"] = values["stages"][: list(recipe.student_stages()).index(stage) + 1]
+        if stage == "student":
+            chosen["student"] = values["student"]
+    found = flat(chosen)
+    if any(value and _field(key) == "load_best_model_at_end" for key, value in found.items()):
+        return found | flat({"metrics": values["metrics"]})  # by which, and at whose steps, the best is chosen
+    return {key: value for key, value in found.items() if _field(key) not in _OF_NO_RESULT}
+
+
+def _field(key: str) -> str | None:
+    """Return which field of a training a dotted key names, None if it names none."""
+    section, _, field = key.rpartition("training.")
+    return field.partition(".")[0] if section or key.startswith("training.") else None
 
 
 def _without(chosen: dict[str, Any], *marks: str) -> dict[str, Any]:

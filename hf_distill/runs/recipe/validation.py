@@ -162,18 +162,6 @@ _ABOVE_ZERO = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
 )
-# What of a training may change as long as there are teachers alone, besides the objective, the cache and the mean of
-# the teachers: it reaches no teacher. What is not named counts as the teachers', too: some (tf32) change the process.
-_OF_ANY_TRAINING = (
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "optim", "optim_args", "weight_decay", "max_grad_norm"),
-    *("eval_delay", "eval_on_start", "eval_steps", "eval_strategy"),
-    *("gradient_accumulation_steps", "per_device_eval_batch_size", "per_device_train_batch_size"),
-    *("gradient_checkpointing", "label_smoothing_factor", "neftune_noise_alpha", "train_sampling_strategy"),
-    *("greater_is_better", "load_best_model_at_end", "metric_for_best_model"),
-    *("learning_rate", "lr_scheduler_kwargs", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"),
-    *("disable_tqdm", "logging_first_step", "logging_steps", "logging_strategy", "report_to", "run_name"),
-    *("save_steps", "save_strategy", "save_total_limit"),
-)
 _PUBLISHING = "is the run's own: name the repository at the top of the recipe, hub: {repo_id: ...}"
 _OF_THE_RUN = {
     "output_dir": "is the run's own: set output_dir at the top of the recipe",
@@ -196,16 +184,6 @@ def marked(*marks: str) -> frozenset[str]:
     from hf_distill.training.config import settings_marked  # torch takes its time, and a list of recipes needs none
 
     return settings_marked(*marks)
-
-
-def of_the_cache() -> frozenset[str]:
-    """Name what may change for those who make soft targets alone: teachers and students are the same whatever it is."""
-    return marked("cache") | {"allow_untrained_teacher"}
-
-
-def of_the_students() -> frozenset[str]:
-    """Name what may change as long as there are teachers alone: it reaches no teacher, nor its cached soft targets."""
-    return of_the_cache() | marked("objective") | {"teacher_combination", "teacher_weights", *_OF_ANY_TRAINING}
 
 
 def _section_problems(

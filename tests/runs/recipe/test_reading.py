@@ -10,18 +10,13 @@ from hf_distill.runs.recipe.reading import (
     RecipeError,
     bundled_recipes,
     command_for,
-    differences,
     find_recipe,
-    is_of_the_students,
     load_recipe,
     read_resolved,
     recipe_name,
     to_yaml,
 )
 from hf_distill.runs.recipe.schema import Recipe
-from hf_distill.runs.recipe.settings import training_arguments
-from hf_distill.runs.recipe.validation import of_the_students
-from hf_distill.training.config import DistillationConfig
 
 DATA = (
     "{dataset: stanfordnlp/sst2, text_column: sentence, label_column: label, "
@@ -99,16 +94,6 @@ class TestReading:
         Path("out.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"out\.yaml is not valid YAML|for Recipe"):
             read_resolved(Path("out.yaml"))
-
-    def test_differences_name_every_setting_with_both_values(self):
-        """Results of two settings that look alike."""
-        old = load()
-        assert differences(old, load(("runs/x", "runs/y"))) == []
-        assert differences(old, load(("baseline: true", "baseline: false"), ("alpha: 0.1", "seed: 3"))) == [
-            "baseline: True -> False",
-            "training.alpha: 0.1 -> 'unset'",
-            "training.seed: 'unset' -> 3",
-        ]
 
 
 class TestProblems:
@@ -503,47 +488,6 @@ class TestSeveralTeachersAndStages:
         assert (recipe.teachers[1].model, recipe.teachers[1].config) == (None, {"model_type": "bert"})
         with pytest.raises(RecipeError, match=r"teacher is a list of 2: name one by its number, teacher\.0"):
             load_recipe("x.yaml", ["teacher.model=e/f"])
-
-    def test_differences_name_the_member(self):
-        """All the teachers written out twice, to say that one seed has changed."""
-        old, new = (change(teacher=[self.READY, {"model": "c/d", "training": {"seed": seed}}]) for seed in (1, 2))
-        assert differences(old, new) == ["teacher.1.training.seed: 1 -> 2"]
-
-    def test_what_is_of_the_students_alone_reaches_no_teacher(self):
-        """A teacher found again that this recipe would have trained otherwise."""
-        assert set(of_the_students()) <= DistillationConfig.__dataclass_fields__.keys()
-        given = {"task": "text-classification", "data": {"path": "x"}, "student": {"model": "a/b"}, "output_dir": "x"}
-        found = [
-            training_arguments(
-                Recipe.model_validate({**given, "teacher": self.TRAINED, "training": {"use_cpu": True, **training}}),
-                "teacher",
-                Path("x"),
-            ).to_dict()
-            for training in ({}, dict.fromkeys(of_the_students(), "another"))
-        ]
-        assert found[0] == found[1]
-
-    @pytest.mark.parametrize(
-        ("sections", "is_of_students"),
-        [
-            ({"student": {"model": "e/f", "processor": "e/f"}}, True),
-            ({"baseline": False}, True),
-            ({"stages": [{"from_teacher": {"layers": [0]}, "training": {"seed": 3, "max_steps": 5}}]}, True),
-            ({"training": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}}}, True),
-            ({"stages": [{"from_teacher": {"layers": [0]}, "training": {"tf32": False}}]}, False),
-            *(({"training": {name: 3}}, False) for name in ("seed", "use_cpu", "tf32", "bf16", "teacher_dtype")),
-            ({"teacher": [{"model": "c/d", "training": {"seed": 1, "num_train_epochs": 3}}]}, False),
-            ({"teacher": [{"model": "c/d", "training": {"seed": 1}}], "metrics": ["f1"]}, False),
-            ({"data": {"dataset": "a/b", "max_train_rows": 5}}, False),
-            ({"task": "token-classification"}, False),
-        ],
-    )
-    def test_a_setting_is_of_the_students_only_if_that_is_known(self, sections, is_of_students):
-        """`teacher.training.num_train_epochs` taken for the student's."""
-        base = {"teacher": [self.TRAINED], "training": {}}
-        recipes = [Recipe.model_validate({**yaml.safe_load(FORM), **base, **changes}) for changes in ({}, sections)]
-        assert differences(*recipes)
-        assert bool(differences(*recipes, but=is_of_the_students)) != is_of_students
 
     def test_a_command_names_the_member_and_no_path_of_this_machine(self, tmp_path, monkeypatch):
         """A published card with the author's folders, in a command that no shell takes."""
