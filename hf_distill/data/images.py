@@ -22,6 +22,7 @@ TEACHER_PIXELS = "teacher_pixel_values"
 
 logger = logging.get_logger(__name__)
 
+_SHOWN = 3  # unreadable images that a message names
 _DARK = 2**14  # 16-bit images whose brightest pixel is below have 64 grey values at most in 8 bits
 
 
@@ -164,50 +165,71 @@ class ImageRows(Dataset):
         return image
 
 
-def check_images(rows: datasets.Dataset, image_column: str, split: str, background: str = WHITE) -> Counter[str]:
+def check_images(
+    rows: datasets.Dataset,
+    image_column: str,
+    split: str,
+    background: str = WHITE,
+    *,
+    unreadable: list[int] | None = None,
+) -> Counter[str]:
     """Open every image to its end, so that a damaged file, or one that cannot be scaled, is found before training.
 
     It is logged how many images are scaled to 8 bits, and how many are composed on the background.
 
+    Args:
+        rows: a split.
+        image_column: of its images.
+        split: its name, for messages.
+        background: what transparent images are composed on.
+        unreadable: takes the numbers of the rows without a readable image, in the place of the error.
+
+    Returns:
+        how many images there are of each kind that is turned into another one.
+
     Raises:
-        ValueError: an image cannot be read, or not be scaled to 8 bits; the message names the row.
+        ValueError: images cannot be read, or not be scaled to 8 bits; the message names the rows.
     """
     undecoded = rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
     found: Counter[str] = Counter()
-    brightest = 0
+    brightest, problems = 0, {}
     for row, entry in enumerate(undecoded):
         stored = entry[image_column]
-        if stored is None:
-            raise ValueError(f"data: row {row} of the {split} split has no image: take the row out")
-        path = f" ({stored['path']})" if stored["path"] else ""
-        name = f"row {row}{path} of the {split} split"
+        path = f" ({stored['path']})" if stored and stored["path"] else ""
         try:
             image, is_rotated = _opened(stored)
+            kind = None if image is None else kind_of(image)
+            if image is not None:
+                plain_image(image, background)
         except Exception as error:  # PIL raises errors of many kinds for damaged files
-            reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
-            raise ValueError(
-                f"data: the image in {name} cannot be read: {reason}. Mend it or take the row out."
-            ) from error
-        found["rotated"] += is_rotated
-        if image is None:
+            problems[row] = f"row {row}{path} of the {split} split: {_reason(error)}"
             continue
-        try:
-            plain_image(image, background)
-        except ValueError as error:
-            raise ValueError(
-                f"data: the image in {name} cannot be read rightly: {error}, or take the row out."
-            ) from error
-        kind = kind_of(image)
+        found["rotated"] += is_rotated
         if kind is not None:
             found[kind] += 1
-        if kind == "16-bit":
+        if image is not None and kind == "16-bit":
             brightest = max(brightest, int(np.asarray(image).max()))
+    if problems and unreadable is None:
+        shown = list(problems.values())[:_SHOWN]
+        more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
+        raise ValueError(
+            f"data: {len(problems)} of the images cannot be read, mend them or take the rows out "
+            "(data.skip_unreadable=true leaves them out):\n" + "\n".join([*shown, *more])
+        )
+    if unreadable is not None:
+        unreadable += problems
     _log(found, len(rows), split, background, brightest)
     return +found
 
 
-def _opened(stored: Mapping[str, Any]) -> tuple[Image.Image | None, bool]:
+def _reason(error: Exception) -> str:
+    return "it is no image" if isinstance(error, UnidentifiedImageError) else (str(error) or type(error).__name__)
+
+
+def _opened(stored: Mapping[str, Any] | None) -> tuple[Image.Image | None, bool]:
     """Return an image as the rows have it, or None if it is plain; and whether its Exif data turn it."""
+    if stored is None:
+        raise ValueError("it has no image")
     with Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] is not None else stored["path"]) as image:
         is_rotated = "exif" in image.info and image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         if image.format == "PNG":

@@ -9,8 +9,9 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, LargeList, List, Value
 
+from hf_distill.data.csv_files import csv_files, reading_options
 from hf_distill.data.labels import index_labels, is_text
 from hf_distill.data.splitting import KEYS, check_splits, draw
 
@@ -21,8 +22,6 @@ _TEXT_PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question
 _LABEL_COLUMNS = ("label", "labels")
 _TAG_COLUMNS = re.compile(r"(.*_)?(tags|labels)")
 _WORD_COLUMNS = ("tokens", "words")
-# Without these, words such as None, NA and null are read as missing, be they labels or texts.
-_CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,15 @@ class Splits:
 
 
 def load_rows(
-    *, dataset: str | None = None, name: str | None = None, revision: str | None = None, path: str | None = None
+    *,
+    dataset: str | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    path: str | None = None,
+    separator: str | None = None,
+    encoding: str | None = None,
 ) -> DatasetDict:
-    """Load all splits of a data set.
+    """Load all splits of a data set; separator and encoding of CSV files are found by looking if they are None.
 
     Raises:
         ValueError: there is no such data set, or it cannot be read.
@@ -76,44 +81,62 @@ def load_rows(
             loaded = datasets.load_dataset(dataset, name, revision=revision)
         else:
             assert path is not None
-            loaded = _load_path(Path(path).expanduser())
+            loaded = _load_path(Path(path).expanduser(), separator, encoding)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = _reason(error, on_hub=dataset is not None)
         raise ValueError(f"data: cannot read {dataset or path}: {reason}") from error
-    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({str(loaded.split or "train"): loaded})
+    splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict({str(loaded.split or "train"): loaded})
+    return DatasetDict({split: _in_usual_types(rows) for split, rows in splits.items()})
 
 
-def _load_path(path: Path) -> Dataset | DatasetDict:
+def _in_usual_types(rows: Dataset) -> Dataset:
+    """Turn what few libraries write, and few functions take, into what means the same: views of text, decimals."""
+    for name, feature in rows.features.items():
+        dtype = str(getattr(feature, "dtype", ""))
+        if dtype == "string_view":
+            rows = rows.cast_column(name, Value("string"))
+        elif dtype.startswith("decimal"):
+            rows = rows.cast_column(name, Value("float64"))
+        elif isinstance(feature, LargeList):
+            rows = rows.cast_column(name, List(feature.feature))
+    return rows
+
+
+def _load_path(path: Path, separator: str | None, encoding: str | None) -> Dataset | DatasetDict:
     if not path.exists():
         raise ValueError("there is no such file or folder")
     if path.is_file():
         suffix = path.suffix.lower()
         if suffix not in _FILE_TYPES:
             raise ValueError(f"expected a file that ends in {', '.join(_FILE_TYPES)}, got {path.name}")
-        options = _CSV_OPTIONS if _FILE_TYPES[suffix] == "csv" else {}
-        separator = {"sep": "\t"} if suffix == ".tsv" else {}
-        return datasets.load_dataset(_FILE_TYPES[suffix], data_files=str(path), **options, **separator)
+        options = reading_options([path], separator, encoding) if _FILE_TYPES[suffix] == "csv" else {}
+        return datasets.load_dataset(_FILE_TYPES[suffix], data_files=str(path), **options)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return datasets.load_from_disk(str(path))
     of_csv_files = datasets.load_dataset_builder(str(path)).name == "csv"
-    return datasets.load_dataset(str(path), **(_CSV_OPTIONS if of_csv_files else {}))
+    options = reading_options(csv_files(path), separator, encoding) if of_csv_files else {}
+    return datasets.load_dataset(str(path), **options)
 
 
 def _reason(error: Exception, *, on_hub: bool) -> str:
     """Say in one line why a data set could not be read, and what helps."""
     cause = error.__cause__ or error
     if isinstance(cause, datasets.table.CastError):
+        here, before = cause.table_column_names, cause.requested_column_names
+        odd = [name for name in here if name not in before] or [name for name in before if name not in here]
         return (
-            f"one file has the columns {', '.join(cause.table_column_names)}, another one before it "
-            f"{', '.join(cause.requested_column_names)}: give all the same columns with the same types"
+            f"one file has the columns {', '.join(here)}, another one before it {', '.join(before)}"
+            f"{f' ({odd[0]!r} is not in both)' if odd else ''}: give all the same columns with the same types"
         )
     said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     if "scripts are no longer supported" in said:
         return (
             f"{said.rstrip('.')}. No code of a data set is run: convert it to parquet files, or move the script away."
         )
-    if "corresponds to no data" in said:
+    if "corresponds to no data" in said or "No columns to parse" in said:
         return "it has no rows"
+    if isinstance(cause, UnicodeDecodeError):
+        return f"{said}. Name the encoding of the file: data.encoding=cp1252"
     if on_hub:
         return f"{said.rstrip('.')}. Check the id and the connection; a local file or folder is named by data.path."
     if "Failed to parse string" in said or "changed from" in said:

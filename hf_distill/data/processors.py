@@ -150,7 +150,7 @@ def check_same_inputs(
 
 def max_tokens(config: Any, tokenizer: Any) -> int | None:
     """Return the most tokens, special ones included, that a text model takes."""
-    limits = [getattr(tokenizer, "model_max_length", None), _num_positions(config)]
+    limits = [getattr(tokenizer, "model_max_length", None), num_positions(config)]
     # XLNet's config says -1 positions for no limit.
     return min((int(limit) for limit in limits if limit is not None and 0 < limit < _NO_LIMIT), default=None)
 
@@ -208,7 +208,8 @@ def _difference_of_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrai
     return None
 
 
-def _num_positions(config: Any) -> int | None:
+def num_positions(config: Any) -> int | None:
+    """Return how many tokens a model's config has positions for, None if it states no number."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int):

@@ -45,7 +45,7 @@ def predict(
     own = batches[state.process_index :: state.num_processes]
     num_own, num_rounds = len(own), -(-len(batches) // state.num_processes)
     own += batches[-1:] * (num_rounds - num_own)
-    collate = _Collate(collator, {*input_names, *LABEL_COLUMNS} if input_names else None)
+    collate = Collate(collator, {*input_names, *LABEL_COLUMNS} if input_names else None)
     loader = DataLoader(rows, batch_sampler=own, collate_fn=collate, num_workers=args.dataloader_num_workers)
     model.to(args.device).eval()
     dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
@@ -62,7 +62,7 @@ def predict(
     return _joined(logits), _joined(labels)
 
 
-class _Collate:
+class Collate:
     """Collate what a model takes of rows; it can be pickled."""
 
     def __init__(self, collator: Callable[[list[Any]], dict[str, Any]], names: set[str] | None) -> None:
@@ -70,6 +70,7 @@ class _Collate:
         self._names = names
 
     def __call__(self, rows: list[Any]) -> dict[str, Any]:
+        """Make a batch."""
         if self._names is not None:
             rows = [{name: value for name, value in row.items() if name in self._names} for row in rows]
         return dict(self._collator(rows))

@@ -59,11 +59,12 @@ class ModelBuilder:
         self._ready: dict[int, PreTrainedModel] = {}  # teachers that were loaded by the dry build, by their section
         self._shared = shared
 
-    def dry_build(self) -> None:
+    def dry_build(self) -> list[tuple[Section, PreTrainedModel]]:
         """Build the models once, to see that they can be, before any is trained and anything is written.
 
         Those made from a config or of layers get no memory for weights; a ready teacher is loaded, and stays so.
         """
+        built: list[tuple[Section, PreTrainedModel]] = []
         verbosity = transformers.logging.get_verbosity()
         transformers.logging.set_verbosity_error()  # what there is to warn of is told when they are built for good
         try:
@@ -75,6 +76,7 @@ class ModelBuilder:
                 elif section.model is not None:
                     model = self._ready[id(section)] = self._loaded_teacher(section)
                 self._check_teacher(section, model)
+                built += [] if model is None else [(section, model)]
                 members.append(Member(section, model, None, None))
             for stage, student in self.recipe.student_stages().items():
                 args = self._settings.of(stage)
@@ -86,8 +88,11 @@ class ModelBuilder:
                         is_named=True,
                     )
                 members = [Member(student, self._dry(student, members[0].model), None, None)]
+                assert members[0].model is not None
+                built.append((student, members[0].model))
         finally:
             transformers.logging.set_verbosity(verbosity)
+        return built
 
     def _dry(self, section: Section, teacher: Any) -> PreTrainedModel:
         """Build a model that will be trained, without memory for its weights unless it has them from a checkpoint."""

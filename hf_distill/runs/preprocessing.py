@@ -1,12 +1,14 @@
 """What the models of a run read: prepared splits, and the processor that goes with each saved model."""
 
 import contextlib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
+from accelerate import PartialState
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -14,6 +16,7 @@ from transformers import (
     BaseImageProcessor,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
     default_data_collator,
 )
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
@@ -52,6 +55,12 @@ class Reader:
     num_channels: int = 3
     prepared: dict[tuple[str, str | None], datasets.Dataset] = field(default_factory=dict)
 
+    def give_padding_id(self, config: Any) -> None:
+        """Tell a model that knows of no padding which token it is; decoders find the end of a text by it."""
+        config = config.get_text_config()
+        if isinstance(self.processor, PreTrainedTokenizerBase) and getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = self.processor.pad_token_id
+
 
 class Inputs:
     """The data of a run as each of its models reads them.
@@ -59,21 +68,14 @@ class Inputs:
     Models whose processors read alike share one reader; a teacher that reads in another way than its student gets a
     view of its own of each row.
 
-    Attributes:
-        unusual_images: how many images of the data are of each kind that `check_images` counts.
-
     Raises:
-        ValueError: there is no processor for a model, or an image cannot be read or scaled.
+        ValueError: there is no processor for a model.
     """
 
     def __init__(self, recipe: Recipe, splits: Splits, shared: SharedTargets | None = None) -> None:
         self._recipe = recipe
         self._splits = splits
         self._shared = shared
-        self.unusual_images: Counter[str] = Counter()
-        if not recipe.is_text:
-            for role, rows in splits.named().items():
-                self.unusual_images += check_images(rows, splits.columns.inputs[0], role, recipe.data.background)
         self._readers: list[Reader] = []
         self._of_sources: dict[Any, Reader] = {}
         models: list[Section] = [*recipe.teachers, *recipe.students]
@@ -166,6 +168,8 @@ class Inputs:
         auto_class = AutoTokenizer if recipe.is_text else AutoImageProcessor
         if isinstance(source, tuple) and isinstance(source[0], str):
             processor = _load(auto_class, *source)
+            if recipe.is_text:
+                _give_padding_token(processor, source[0])
         else:
             processor = self._image_processor(source)
         self._fit_to_shared(processor)
@@ -241,6 +245,29 @@ class Inputs:
         return most if wanted is None else wanted
 
 
+def readable_images(recipe: Recipe, splits: Splits) -> tuple[Splits, dict[str, Any]]:
+    """Return the splits without rows whose images cannot be read, if that is wanted, and what the images are like.
+
+    Raises:
+        ValueError: an image cannot be read or scaled, and is not to be skipped.
+    """
+    if recipe.is_text:
+        return splits, {}
+    kinds: Counter[str] = Counter()
+    kept: dict[str, datasets.Dataset] = {}
+    skipped: dict[str, int] = {}
+    for role, rows in splits.named().items():
+        bad: list[int] | None = [] if recipe.data.skip_unreadable else None
+        kinds += check_images(rows, splits.columns.inputs[0], role, recipe.data.background, unreadable=bad)
+        kept[role] = rows if not bad else rows.select(sorted(set(range(len(rows))) - set(bad)))
+        skipped |= {role: len(bad)} if bad else {}
+    if skipped and PartialState().is_main_process:
+        told = ", ".join(f"{number} of the {role} split" for role, number in skipped.items())
+        warnings.warn(f"data: left out, since they cannot be read: images {told}", UserWarning, stacklevel=2)
+    info: dict[str, Any] = {"unusual_images": dict(kinds)} if kinds else {}
+    return replace(splits, **kept), info | ({"skipped_images": skipped} if skipped else {})
+
+
 def distinct(teachers: Sequence[Reader], student: Reader) -> list[Reader]:
     """Return the readers of teachers that read in another way than the student, each once."""
     found: list[Reader] = []
@@ -295,6 +322,19 @@ def _load(auto_class: Any, source: str, revision: str | None, consent: str, is_g
         kind = "tokenizer" if auto_class is AutoTokenizer else "image processor"
         reason = first_line(error, consent=consent)
         raise ValueError(f"cannot load a {kind} from {source!r}: {reason}") from error
+
+
+def _give_padding_token(tokenizer: Any, source: str) -> None:
+    """Let a tokenizer without a padding token pad with its end of text, as is usual for decoders."""
+    if tokenizer.pad_token is not None:
+        return
+    if tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {source!r} has neither a padding token nor an end-of-text token to pad with: add one "
+            "(tokenizer.add_special_tokens({'pad_token': '[PAD]'}), model.resize_token_embeddings), save both, and "
+            "name the folder"
+        )
+    tokenizer.pad_token = tokenizer.eos_token
 
 
 def _model_configs(recipe: Recipe) -> list[Any]:

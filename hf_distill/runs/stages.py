@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from hf_distill.data.labels import MISSING_LABEL
 from hf_distill.data.loading import Splits, find_columns, fingerprint, load_rows, prepare_splits
 from hf_distill.data.processors import processor_settings
 from hf_distill.evaluation.metrics import Metrics
@@ -22,7 +21,9 @@ from hf_distill.evaluation.results import curve
 from hf_distill.evaluation.teacher_quality import ChanceTeacherError
 from hf_distill.hub.card.lineage import NOWHERE, data_origin, model_origin
 from hf_distill.runs.building import Member, ModelBuilder, column_of, in_the_students_order
-from hf_distill.runs.preprocessing import Inputs, Section
+from hf_distill.runs.data_info import data_info
+from hf_distill.runs.fit import check_fit
+from hf_distill.runs.preprocessing import Inputs, Section, readable_images
 from hf_distill.runs.recipe.schema import Augment, Recipe, Student, Teacher
 from hf_distill.runs.recipe.settings import StageSettings
 from hf_distill.runs.shared_targets import SharedTargets, origin_of_shared, shared_targets
@@ -33,7 +34,8 @@ from hf_distill.training.config import DistillationConfig
 from hf_distill.training.trainer import DistillationTrainer
 
 _TAKEN = [*signature(prepare_splits).parameters.values(), *signature(find_columns).parameters.values()]
-_OF_THE_SPLITS = {each.name for each in _TAKEN if each.kind is each.KEYWORD_ONLY} - {"seed"}  # keys of a recipe's data
+_OF_THE_FILES = set(signature(load_rows).parameters)  # keys of a recipe's data, as are these
+_OF_THE_SPLITS = {each.name for each in _TAKEN if each.kind is each.KEYWORD_ONLY} - {"seed"}
 
 
 @contextlib.contextmanager
@@ -51,7 +53,7 @@ def open_run(
         with PartialState().main_process_first():
             shared = shared_targets(recipe)
         data = recipe.data
-        rows = load_rows(dataset=data.dataset, name=data.name, revision=data.revision, path=data.path)
+        rows = load_rows(**data.model_dump(include=_OF_THE_FILES))
         splits = prepare_splits(
             rows,
             recipe.task,
@@ -61,12 +63,12 @@ def open_run(
         if PartialState().is_main_process:
             for text in splits.warnings:
                 warnings.warn(text, UserWarning, stacklevel=1)
-        splits = in_the_students_order(recipe, splits)
+        splits, images = readable_images(recipe, in_the_students_order(recipe, splits))
         with PartialState().main_process_first():
             inputs = Inputs(recipe, splits, shared)
         origin = data_origin(data.dataset, data.revision, rows)
         metrics = Metrics(recipe.model_dump()["metrics"], splits.label_names)
-        yield Run(recipe, name, settings, workspace, splits, inputs, metrics, origin, shared)
+        yield Run(recipe, name, settings, workspace, splits, inputs, metrics, origin, shared, images)
 
 
 class Run:
@@ -83,6 +85,7 @@ class Run:
         metrics: Metrics,
         origin: dict[str, Any],
         shared: SharedTargets | None,
+        images: Mapping[str, Any],
     ) -> None:
         self.recipe = recipe
         self.name = name
@@ -95,6 +98,7 @@ class Run:
         self.curves: dict[str, list[dict[str, float]]] = {}  # by the stage
         self.data_origin = origin
         self.shared = shared
+        self._images = images
         self.origins: dict[int, dict[str, Any]] = {}  # by the section of the recipe
         self._models: dict[str, PreTrainedModel] = {}  # of stages, built and not trained yet, or loaded
 
@@ -104,14 +108,14 @@ class Run:
         Raises:
             ValueError: the models do not fit each other or the data, or the folder holds work on other data.
         """
-        info = self._data_info()
+        info = data_info(self.recipe, self.splits, self.inputs, self._images)
         is_trained = any(teacher.training is not None for teacher in self.recipe.teachers)
         if info["unlabelled_share"] == 1 and (needs_labels or is_trained):
             raise ValueError(
                 "no row of the train split has a label: the teacher must be a ready one (no teacher.training), and "
                 "there is nothing to train a baseline on (baseline: false)"
             )
-        self.builder.dry_build()
+        check_fit(self.recipe, self.builder.dry_build(), self.inputs, self.settings)
         if self.shared is not None:
             _, section = self.first_student
             self.shared.check_no_others(
@@ -175,6 +179,7 @@ class Run:
                 self._models[stage] = self.builder.student(section, members)
             else:
                 self._models[stage] = self.builder.new_model(section)
+            self.inputs.reader(section).give_padding_id(self._models[stage].config)
         return self._models[stage]
 
     def train_stage(
@@ -327,23 +332,6 @@ class Run:
         reader, rows = self.inputs.reader(section), self.rows(section, self.inputs.eval_role)
         names = forward_parameters(model)
         return predict(model, rows, reader.collator, self.settings.of("student"), input_names=names)
-
-    def _data_info(self) -> dict[str, Any]:
-        labels = self.splits.train.with_format("numpy")[:]["labels"]
-        missing = [bool(np.all(np.asarray(row) == MISSING_LABEL)) for row in labels]
-        evaluated = self.splits.evaluation if self.splits.test is None else self.splits.test
-        eval_labels = evaluated.with_format(None)["labels"]
-        is_image = not self.recipe.is_text
-        return {
-            "num_train_rows": len(self.splits.train),
-            "num_eval_rows": len(evaluated),
-            "num_eval_labels": sum(int(np.sum(np.asarray(row) != MISSING_LABEL)) for row in eval_labels),
-            "unlabelled_share": sum(missing) / len(missing),
-            "label_names": list(self.splits.label_names),
-            "inputs": list(self.splits.columns.inputs),
-            **({"num_channels": self.inputs.reader(self.recipe.student).num_channels} if is_image else {}),
-            **({"unusual_images": dict(self.inputs.unusual_images)} if self.inputs.unusual_images else {}),
-        }
 
 
 def chance_message(error: ChanceTeacherError, members: Sequence[Member]) -> str:

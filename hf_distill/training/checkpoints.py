@@ -11,6 +11,8 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import has_length
 
+from hf_distill.data.processors import max_tokens
+
 # `Trainer` loads a checkpoint's weights under the names in the file, but `save_pretrained` writes many models, ViT
 # among them, under older names: it then resumes, with a warning at most, from the weights that training started with.
 # https://github.com/huggingface/transformers/issues/43701
@@ -77,7 +79,10 @@ def _names_in(file: Path) -> list[str]:
 
 @contextmanager
 def saving_cleanly(trainer: Any, output_dir: str | None) -> Iterator[None]:
-    """Keep a README.md, into which PEFT writes beside adapters, as it is, and the token out of the pickled settings."""
+    """Keep a README.md, into which PEFT writes beside adapters, as it is, and the token out of the pickled settings.
+
+    A tokenizer is saved with the number of tokens that the model takes, which is what a pipeline truncates to.
+    """
     args = trainer.args
     folder = Path(args.output_dir if output_dir is None else output_dir)
     if folder.resolve() == Path(args.output_dir).resolve():
@@ -85,9 +90,16 @@ def saving_cleanly(trainer: Any, output_dir: str | None) -> Iterator[None]:
     readme = folder / "README.md"
     before = readme.read_bytes() if args.should_save and readme.is_file() else None
     token, args.hub_token = args.hub_token, None
+    tokenizer = trainer.processing_class
+    length = getattr(tokenizer, "model_max_length", None)
+    most = None if length is None else max_tokens(getattr(trainer.student, "config", None), tokenizer)
+    if most is not None:
+        tokenizer.model_max_length = most
     try:
         yield
     finally:
         args.hub_token = token
+        if most is not None:
+            tokenizer.model_max_length = length
         if before is not None and readme.read_bytes() != before:
             readme.write_bytes(before)

@@ -2,10 +2,11 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.trainer_utils import has_length
 
 from hf_distill.data.fingerprints import LABEL_COLUMNS
 from hf_distill.data.label_columns import (
@@ -17,9 +18,13 @@ from hf_distill.data.label_columns import (
     shortened,
 )
 from hf_distill.data.targets import ProblemType
+from hf_distill.data.token_rows import TokenLimits, check_token_rows, token_limits
 from hf_distill.teachers.build import class_names as names_of_classes
+from hf_distill.teachers.loading import forward_parameters, unwrapped
 from hf_distill.teachers.source import SoftTargetSource
+from hf_distill.teachers.specialists import model_of
 from hf_distill.training.config import DistillationConfig
+from hf_distill.training.last_batch import check_last_batch
 from hf_distill.training.objective import is_token_level
 
 
@@ -66,6 +71,38 @@ def datasets_of(trainer: Any) -> list[Any]:
     return [dataset for dataset in found if dataset is not None]
 
 
+def check_rows(trainer: Any) -> None:
+    """Refuse rows that a trainer's student or teachers would fail on, and a last batch that the student would.
+
+    Raises:
+        ValueError: see `check_token_rows` and `check_last_batch`.
+    """
+    for dataset in datasets_of(trainer):
+        check_token_rows(dataset, _limits(trainer), "training" if dataset is trainer.train_dataset else "evaluation")
+    rows = trainer.train_dataset
+    if has_length(rows) and len(rows) and trainer.model is not None and trainer.model_init is None:
+        taken = set(forward_parameters(trainer.student)) - {"labels"}
+        check_last_batch(trainer.student, lambda: _of_one_row(trainer, taken), len(rows), trainer.args, "the student")
+
+
+def _limits(trainer: Any) -> list[TokenLimits]:
+    """Return what the student, and the teachers that read what it does, take of tokens."""
+    built, limits = trainer._built, [token_limits(trainer.student, "the student")]
+    if built is not None:
+        given = built.teacher if isinstance(built.teacher, list) else [built.teacher]
+        for place, member in enumerate(given):
+            model = model_of(member)
+            if isinstance(model, nn.Module) and not built.views.processors:
+                who = "the teacher" if len(given) == 1 else f"teacher {place + 1} of {len(given)}"
+                limits.append(token_limits(unwrapped(model), who))
+    return limits
+
+
+def _of_one_row(trainer: Any, taken: Collection[str]) -> dict[str, Any]:
+    batch = trainer._get_collator_with_removed_columns(trainer.data_collator)([trainer.train_dataset[0]])
+    return {name: value for name, value in batch.items() if name in taken}
+
+
 def check_data(trainer: Any) -> None:
     """Refuse a trainer's label settings and labels that do not fit its student; its label space is known from then on.
 
@@ -106,6 +143,17 @@ def _label_space(
         problem_type=problem_type or ("multi_label_classification" if is_multi and not of_tokens else None),
         token_level=of_tokens,
     )
+
+
+def check_new_data(trainer: Any, dataset: Any) -> None:
+    """Refuse labels and rows of a data set that a trainer has not seen before.
+
+    Raises:
+        ValueError: see `check_labels` and `check_token_rows`.
+    """
+    if not any(dataset is known for known in datasets_of(trainer)):
+        check_labels(dataset, trainer.labels.space, is_usual=trainer.labels.is_usual)
+        check_token_rows(dataset, _limits(trainer), "new")
 
 
 def check_label_settings(

@@ -96,6 +96,7 @@ class DistillationTrainer(Trainer):
         self.add_callback(checkpoints.EpochCallback)
         checks.warn_of_frozen_head(self.model)
         checks.check_data(self)
+        checks.check_rows(self)
 
     @property
     def student(self) -> nn.Module:
@@ -276,8 +277,7 @@ class DistillationTrainer(Trainer):
     def _get_dataloader(
         self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
     ) -> DataLoader:
-        if not any(dataset is known for known in checks.datasets_of(self)):
-            checks.check_labels(dataset, self.labels.space, is_usual=self.labels.is_usual)
+        checks.check_new_data(self, dataset)
         if self.cache is None:
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
         with soft_targets.attached(self, self.cache, dataset) as rows:  # which bring their soft targets

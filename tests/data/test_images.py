@@ -266,40 +266,53 @@ class TestCheckImages:
         """Formats other than PNG open without an error and fail when the run reaches them."""
         whole, size = encoded(0), len(encoded(1, kind=kind))
         rows = rows_of([whole, whole, encoded(1, kind=kind)[: size // 2]])
-        with pytest.raises(ValueError, match=r"data: the image in row 2 of the test split cannot be read: .*Mend it"):
+        with pytest.raises(ValueError, match=r"1 of the images cannot be read.*\nrow 2 of the test split: "):
             check_images(rows, "image", "test")
 
     def test_a_changed_byte_in_a_png_is_found(self):
         """Its checksums are there to be looked at."""
         file = bytearray(encoded(0))
         file[len(file) // 2] ^= 255
-        with pytest.raises(ValueError, match=r"row 0 .* broken PNG file"):
+        with pytest.raises(ValueError, match=r"row 0 .*: broken PNG file"):
             check_images(rows_of([bytes(file)]), "image", "train")
 
     def test_a_file_that_is_no_image_is_named(self, tmp_path):
         """A text file with the name of an image."""
         (tmp_path / "cat.png").write_text("I am not a picture")
         rows = Dataset.from_dict({"image": [str(tmp_path / "cat.png")]}, features=Features({"image": datasets.Image()}))
-        with pytest.raises(ValueError, match=r"row 0 \(.*cat\.png\) of the train split cannot be read: it is no image"):
+        with pytest.raises(ValueError, match=r"row 0 \(.*cat\.png\) of the train split: it is no image"):
             check_images(rows, "image", "train")
 
     def test_a_row_without_an_image_is_named(self):
         """None is not an image, nor a traceback."""
-        with pytest.raises(ValueError, match="data: row 1 of the train split has no image"):
+        with pytest.raises(ValueError, match="row 1 of the train split: it has no image"):
             check_images(rows_of([encoded(0), None]), "image", "train")
 
     def test_an_image_that_cannot_be_scaled_is_named(self, tmp_path):
         """Whole numbers of an unknown range are white or black; the run must not start."""
         bad = of_image(Image.new("I", (4, 4), 300), "TIFF")
-        message = (
-            r"of the train split cannot be read rightly: an image has pixels from 300 to 300 .*, or take the row out"
-        )
-        with pytest.raises(ValueError, match=f"data: the image in row 1 {message}"):
+        message = r"of the train split: an image has pixels from 300 to 300"
+        with pytest.raises(ValueError, match=f"row 1 {message}"):
             check_images(rows_of([encoded(0), bad]), "image", "train")
         (tmp_path / "a.tif").write_bytes(bad)
         rows = Dataset.from_dict({"image": [str(tmp_path / "a.tif")]}, features=Features({"image": datasets.Image()}))
-        with pytest.raises(ValueError, match=rf"data: the image in row 0 \(.*a\.tif\) {message}"):
+        with pytest.raises(ValueError, match=rf"row 0 \(.*a\.tif\) {message}"):
             check_images(rows, "image", "train")
+
+    def test_several_are_named_at_once_or_left_out(self):
+        """A folder mended file by file, each found at another start; or a bad row that is trained on."""
+        rows = rows_of([b"no", encoded(0), None, b"", b"no", b"no"])
+        with pytest.raises(ValueError, match=r"data: 5 of the images .*data\.skip_unreadable=true") as caught:
+            check_images(rows, "image", "train")
+        assert str(caught.value).splitlines()[1:] == [
+            "row 0 of the train split: it is no image",
+            "row 2 of the train split: it has no image",
+            "row 3 of the train split: it is no image",
+            "and 2 more",
+        ]
+        unreadable = []
+        assert check_images(rows, "image", "train", unreadable=unreadable) == {}
+        assert unreadable == [0, 2, 3, 4, 5]
 
     def test_what_is_read_otherwise_than_it_is_stored_is_counted_and_told(self, told):
         """A ground that nobody chose, and a model card whose snippet reads other pixels."""

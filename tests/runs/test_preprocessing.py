@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from hf_distill.data.loading import load_rows, prepare_splits
-from hf_distill.runs.preprocessing import Inputs, distinct
+from hf_distill.runs.preprocessing import Inputs, distinct, readable_images
 from hf_distill.runs.recipe.reading import load_recipe
 from hf_distill.runs.recipe.schema import Recipe
 
@@ -187,12 +187,24 @@ class TestImages:
         for section in (recipe.teachers[0], recipe.student):
             assert list(inputs.reader(section).processor.image_mean) == [0.0]
 
+    def test_images_that_cannot_be_read_are_left_out_and_counted(self):
+        """A folder with one broken download is of no use; or its rows are gone and nobody knows."""
+        recipe, _ = image_inputs(teacher={"config": mlp(16)}, student={"config": mlp(8)})
+        Image.new("RGBA", (8, 8)).save("data/train/a/0.png")
+        Path("data/train/a/1.png").write_bytes(b"")
+        splits = prepare_splits(load_rows(path="data"), "image-classification")
+        skipping = Recipe.model_validate({**recipe.model_dump(), "data": {"path": "data", "skip_unreadable": True}})
+        with pytest.warns(UserWarning, match="left out, since they cannot be read: images 1 of the train split"):
+            kept, info = readable_images(skipping, splits)
+        assert len(kept.train) == len(splits.train) - 1
+        assert info == {"unusual_images": {"transparent": 1}, "skipped_images": {"train": 1}}
+        with pytest.raises(ValueError, match=r"row \d+ \(.*1\.png\) of the train split"):
+            readable_images(recipe, splits)
+
     def test_all_models_see_the_recipes_ground_and_so_does_the_saved_processor(self):
         """A student on white beside a teacher on black; a published processor that reads other pixels than training."""
         processor = {"image_mean": [0.0], "image_std": [1.0]}
         sections = {"teacher": {"config": mlp(16)}, "student": {"config": mlp(8)}}
-        _, plain = image_inputs(**sections)
-        assert plain.unusual_images == {}
         Image.new("RGBA", (8, 8)).save("data/train/a/0.png")
         Image.new("RGBA", (8, 8)).save("data/validation/a/0.png")
         for ground, value in (("black", 0.0), ("#333333", 0.2)):
@@ -204,7 +216,6 @@ class TestImages:
                 }
             )
             teacher, student = inputs.reader(recipe.teachers[0]), inputs.reader(recipe.student)
-            assert inputs.unusual_images == {"transparent": 2}
             for role in ("train", "evaluation"):
                 row = inputs.rows(student, role, teachers=[teacher])[0]
                 assert torch.allclose(torch.tensor(value), row["pixel_values"])

@@ -30,6 +30,13 @@ class Data(_Section):
     name: str | None = Field(None, description="Configuration of a Hub data set.")
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     path: str | None = Field(None, description="A local file or folder: parquet, csv, json, images, save_to_disk.")
+    separator: str | None = Field(
+        None, min_length=1, max_length=1, description="Between the values of a CSV file; found by looking if not given."
+    )
+    encoding: str | None = Field(
+        None, description="Of a CSV file, such as utf-8 or cp1252; found by looking if not given."
+    )
+    skip_unreadable: bool = Field(False, description="Leave out images that cannot be read, and say how many.")
     text_column: str | None = Field(None, description="Column of texts (of lists of words, for tokens).")
     text_pair_column: str | None = Field(None, description="Column of the second text of a pair.")
     image_column: str | None = Field(None, description="Column of images.")
