@@ -1,9 +1,9 @@
 """What all commands share: the application, its arguments, and how it prints."""
 
+import re
 import sys
 import traceback
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -17,39 +17,71 @@ app = typer.Typer(
     help="Turn a heavy Transformers classifier into a small one, and know what it cost.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 a card differs from its results, 2 a mistake in what was given, 130 stopped.",
 )
+
+_MOST_LINES = 5  # of an error
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a bundled recipe's name.")]
 OverridesArgument = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings in place of the recipe's: training.learning_rate=1e-3."),
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only results and warnings.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def show_warning(
-    show: Callable[..., None], message: Warning | str, category: type[Warning], filename: str, *where: Any
-) -> None:
-    """Print a warning of this package as one line, and any other as Python does."""
-    if Path(filename).is_relative_to(Path(__file__).parents[1]):
-        print_warnings([str(message)])
-    else:
-        show(message, category, filename, *where)
+_shown: set[str] = set()  # warnings, each of which is shown once
+
+
+def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning as one line, once, without the place in a library that it comes from."""
+    text = " ".join(str(message).split())
+    if text not in _shown:
+        _shown.add(text)
+        print_warnings([text])
 
 
 def fail(error: Exception) -> NoReturn:
     """Print an error, a line each, and end with exit code 2."""
     if "--debug" in sys.argv:
         traceback.print_exception(error)
-    text = str(error)
+    text = str(error).strip()
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
-    for line in (text.strip() or type(error).__name__).splitlines():
-        typer.echo(f"error: {line}", err=True)
+    elif not isinstance(error, ValueError | OSError):  # of a library, and may go on for pages
+        text = f"{type(error).__name__}: {(text or 'no message').splitlines()[0]}"
+    lines = [line for line in (text or type(error).__name__).splitlines() if line.strip()]
+    for line in lines[:_MOST_LINES]:
+        typer.echo(f"error: {in_recipe_words(line)}", err=True)
+    if len(lines) > _MOST_LINES:
+        typer.echo(f"error: and {len(lines) - _MOST_LINES} more", err=True)
     if "--debug" not in sys.argv and type(error).__name__ != "RecipeError":
         typer.echo("(--debug shows where it happened)", err=True)
     sys.exit(2)
+
+
+def in_recipe_words(line: str) -> str:
+    """Say what Python calls a keyword of the trainer as a recipe calls it."""
+    return re.sub(r"(?<![\w.])(allow_untrained_teacher)=True", r"training.\1=true", line)
+
+
+def only_ours(*, debug: bool) -> None:
+    """Silence bars without a name, and what libraries tell of their own doings; with --debug these are shown."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    if not debug:
+        transformers.logging.set_verbosity_error()
+
+
+def stop(where: str) -> NoReturn:
+    """Say where a command was stopped, and end with exit code 130."""
+    typer.echo(f"\nstopped {where}", err=True)
+    sys.exit(130)
 
 
 def print_warnings(lines: list[str]) -> None:
@@ -58,18 +90,31 @@ def print_warnings(lines: list[str]) -> None:
         typer.echo(f"warning: {line}", err=True)
 
 
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """Print a table: the first column to the left, numbers to the right."""
+def print_table(header: list[str], rows: list[list[str]], *, spare: Sequence[str] = ()) -> None:
+    """Print a table: the first column to the left, numbers to the right; a narrow terminal lacks spare columns."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for place, name in enumerate(header):
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    widths = {name: max(map(len, (name, *cells))) + 1 for name, cells in columns.items()}
+    for name in spare:
+        if sum(widths[each] for each in columns) > console.width:
+            columns.pop(name, None)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for place, name in enumerate(columns):
         table.add_column(name, justify="left" if place == 0 else "right", no_wrap=True)
-    for row in rows:
+    for row in zip(*columns.values(), strict=True):
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console.print(table, "")
+
+
+def print_sentence(text: str) -> None:
+    """Print a sentence, which a terminal breaks between words."""
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(text, markup=False)
 
 
 def print_outgoing(files: "list[Outgoing]", repo_id: str) -> None:

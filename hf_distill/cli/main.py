@@ -1,7 +1,6 @@
 """The command line: `hf-distill train`, `cache`, `check`, `push`, `card` and `recipes`."""
 
 import warnings
-from functools import partial
 from typing import Annotated
 
 import typer
@@ -14,12 +13,12 @@ from hf_distill.cli import train, publish, recipes  # noqa: F401  # isort: skip
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with exit code 2 and no traceback."""
+    """Run the command line; an error ends with exit code 2 and no traceback, a stop with 130."""
     show = warnings.showwarning
-    warnings.showwarning = partial(show_warning, show)
+    warnings.showwarning = show_warning
     try:
         app()
-    except (ValueError, OSError) as error:
+    except Exception as error:  # of this package or of a library: to a user they are the same
         fail(error)
     finally:
         warnings.showwarning = show

@@ -1,6 +1,5 @@
 """The commands that compute: `train`, `cache` and `check`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,12 +7,16 @@ import typer
 from hf_distill.cli.console import (
     DebugOption,
     OverridesArgument,
+    QuietOption,
     RecipeArgument,
     app,
+    only_ours,
     print_outgoing,
     print_published,
+    print_sentence,
     print_table,
     print_warnings,
+    stop,
 )
 
 
@@ -24,6 +27,7 @@ def train(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make again the stages whose settings or data changed; all if none did.")
     ] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Train teacher, student and baseline, print how they compare, and publish the student if the recipe names a hub.
@@ -32,23 +36,35 @@ def train(
     """
     from hf_distill.runs.recipe.reading import load_recipe, recipe_name
 
+    name = recipe_name(recipe)
+    if not quiet:
+        typer.echo(f"{name}: reading the recipe and loading the libraries")
     loaded = load_recipe(recipe, overrides or [])
     from accelerate import PartialState
 
+    from hf_distill.cli.progress import progress_for
     from hf_distill.runs.train import distill, publish_student
     from hf_distill.training.distributed import shutdown_processes
 
-    results = distill(loaded, recipe_name(recipe), overwrite=overwrite)
+    only_ours(debug=debug)
+    progress = progress_for(quiet=quiet or not PartialState().is_main_process)
+    try:
+        results = distill(loaded, name, overwrite=overwrite, progress=progress)
+    except KeyboardInterrupt:
+        progress.done()
+        stop(progress.where)
     is_main = PartialState().is_main_process
     if is_main:
-        from hf_distill.evaluation.tables import results_table, summary
+        from hf_distill.evaluation.tables import next_steps, results_table, summary, verdict
 
-        print_table(*results_table(results))
-        typer.echo(summary(results))
-        typer.echo(f"The student is in {Path(loaded.output_dir) / 'student'}, all results in results.json beside it.")
+        print_table(*results_table(results), spare=("of teacher", "train s"))
+        for line in [*verdict(results), summary(results)]:
+            print_sentence(line)
         from hf_distill.runs.run_card import license_lines
 
         print_warnings(license_lines(loaded, results))
+        if not quiet:
+            typer.echo(next_steps(loaded.output_dir, loaded.task, is_published=loaded.hub is not None))
     shutdown_processes()
     published = publish_student(loaded) if is_main else None
     if published is not None:
@@ -81,6 +97,7 @@ def cache(
         bool,
         typer.Option("--dry-run", help="With --push: list what would go into an empty data set; the Hub is not asked."),
     ] = False,
+    quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Compute and cache the teacher's soft targets for all rows. Trains no student.
@@ -96,6 +113,7 @@ def cache(
     loaded = load_recipe(recipe, [*(overrides or []), "training.precompute_teacher_logits=true"])
     from accelerate import PartialState
 
+    from hf_distill.cli.progress import progress_for
     from hf_distill.hub.destination import Destination
     from hf_distill.hub.push import check_destination
     from hf_distill.runs.cache import cache_soft_targets, preview_soft_targets, share_soft_targets
@@ -104,7 +122,13 @@ def cache(
     to = None if push is None else Destination(push, private or None, revision, create_pr, overwrite, kind="dataset")
     if to is not None and not dry_run and PartialState().is_main_process:
         check_destination(to)
-    cached = cache_soft_targets(loaded, recipe_name(recipe))
+    only_ours(debug=debug)
+    progress = progress_for(quiet=quiet or not PartialState().is_main_process)
+    try:
+        cached = cache_soft_targets(loaded, recipe_name(recipe), progress=progress)
+    except KeyboardInterrupt:
+        progress.done()
+        stop(progress.where)
     is_main = PartialState().is_main_process
     shutdown_processes()
     if not is_main:

@@ -40,7 +40,7 @@ def _f1(predictions: np.ndarray, references: np.ndarray) -> float:
 LOCAL_METRICS = {
     "accuracy": LocalMetric(_accuracy, "Accuracy"),
     "agreement": LocalMetric(_accuracy, "Agreement"),
-    "f1": LocalMetric(_f1, "F1 (macro)"),
+    "f1": LocalMetric(_f1, "macro F1"),
 }
 _OF_THE_HUB = ("precision", "recall", "matthews_correlation")
 
@@ -147,6 +147,23 @@ def of_the_same(
         of_student.append(words[:count])
         of_teacher.append(same_words[:count])
     return np.concatenate(of_student), np.concatenate(of_teacher)
+
+
+def right_in_the_same(
+    logits: np.ndarray, labels: np.ndarray, other: np.ndarray, other_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tell in which rows, or words, that have a label each of two models is right, `(count,)`; see `of_the_same`."""
+    if logits.ndim == 2:
+        both = (labels != MISSING_LABEL) & (other_labels != MISSING_LABEL)
+        logits, other, labels = logits[both], other[both], labels[both]
+    else:
+        truths = [
+            row[row != MISSING_LABEL][: np.sum(same != MISSING_LABEL)]
+            for row, same in zip(labels, other_labels, strict=True)
+        ]
+        logits, other = of_the_same(logits, labels, other, other_labels)
+        labels = np.concatenate(truths)
+    return logits.argmax(-1) == labels, other.argmax(-1) == labels
 
 
 def _load(metric: Metric) -> tuple[str, Any]:

@@ -50,7 +50,7 @@ def predict(
     model.to(args.device).eval()
     dtype = next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
     found = []
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _precision(args):  # a data loader draws a seed
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), precision_of(args):  # a data loader draws a seed
         for batch in loader:
             labels = batch.pop("labels")
             # Not every model converts images itself.
@@ -76,7 +76,8 @@ class Collate:
         return dict(self._collator(rows))
 
 
-def _precision(args: TrainingArguments) -> Any:
+def precision_of(args: TrainingArguments) -> Any:
+    """Return the context of the mixed precision that settings ask for."""
     if not (args.bf16 or args.fp16):
         return contextlib.nullcontext()
     return torch.autocast(args.device.type, dtype=torch.bfloat16 if args.bf16 else torch.float16)

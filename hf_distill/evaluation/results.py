@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 _MOST_POINTS = 500  # of a stage's curve: a picture shows no more, and results.json stays small
@@ -22,6 +23,8 @@ class ModelResult:
             column of the data.
         size_mib: of the weights, in MiB; None likewise.
         train_seconds: time spent in training, restarts included; None for a model that came ready.
+        latency_ms: milliseconds for one row alone, the median; None where there is no model.
+        rows_per_second: in batches of 32 rows; None likewise.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -30,6 +33,39 @@ class ModelResult:
     num_parameters: int | None
     size_mib: float | None
     train_seconds: float | None
+    latency_ms: float | None = None
+    rows_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more accurate one model is than another on the same rows.
+
+    Attributes:
+        value: the one accuracy less the other, from -1 to 1.
+        standard_error: of that, from the rows on which the two differ; other seeds would differ by more.
+        num_rows: that have a label (for words with tags: words).
+
+    References:
+        McNemar, "Note on the sampling error of the difference between correlated proportions or percentages", 1947.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    value: float
+    standard_error: float
+    num_rows: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95% interval."""
+        return self.value - 1.96 * self.standard_error, self.value + 1.96 * self.standard_error
+
+    @property
+    def is_certain(self) -> bool:
+        """Tell whether the interval leaves out 0."""
+        low, high = self.interval
+        return low > 0 or high < 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +90,8 @@ class Results:
             folder), `revision` (its commit), `license` (None where unknown) and `seed` of the training done here;
             `dataset` has `id` and `revision`. No local path is in it.
         curves: what each trained stage logged, by step; see `curve`.
+        differences: of accuracies, by `student_baseline` (the student's less the baseline's), `teacher_baseline` and
+            `student_teacher`; empty if accuracy is not among the metrics.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -71,6 +109,7 @@ class Results:
     stages: dict[str, ModelResult] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[dict[str, int | float]]] = field(default_factory=dict)
+    differences: dict[str, Difference] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, ModelResult]:
@@ -111,6 +150,17 @@ def gap_closed(teacher: float, student: float, baseline: float) -> float | None:
     None if the teacher is not better than the baseline, and there is no gap.
     """
     return (student - baseline) / (teacher - baseline) if teacher > baseline else None
+
+
+def difference(is_right: np.ndarray, other_is_right: np.ndarray) -> Difference | None:
+    """Return how much more accurate one model is than another.
+
+    Args:
+        is_right: `(count,)`, whether the one is right in a row or word.
+        other_is_right: `(count,)`, whether the other is, in the same ones.
+    """
+    found = is_right.astype(float) - other_is_right.astype(float)
+    return Difference(float(found.mean()), float(found.std() / np.sqrt(len(found))), len(found)) if len(found) else None
 
 
 def curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -1,6 +1,11 @@
 """The table of teacher, student and baseline."""
 
+from pathlib import Path
+
 from hf_distill.evaluation.results import ModelResult, Results
+
+_TITLES = {"f1": "macro F1"}
+_MANY_ROWS = 5_000
 
 
 def results_table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -9,17 +14,72 @@ def results_table(results: Results) -> tuple[list[str], list[list[str]]]:
     Metrics have four decimals; what they are relative to the teacher stands beside the first one.
     """
     names = list(results.student.metrics)
-    header = ["model", *names, "of teacher", "parameters", "MiB", "train s"]
+    header = ["model", *(_TITLES.get(name, name) for name in names), "of teacher", "parameters", "MiB", "train s"]
+    is_timed = results.student.latency_ms is not None
     rows = [[role, *_cells(model, names, results.teacher)] for role, model in results.models.items()]
+    if is_timed:
+        header += ["ms/row", "rows/s"]
+        for row, model in zip(rows, results.models.values(), strict=True):
+            row += [
+                "-" if model.latency_ms is None else f"{model.latency_ms:.2f}",
+                "-" if model.rows_per_second is None else f"{model.rows_per_second:,.0f}",
+            ]
     return header, rows
 
 
 def summary(results: Results) -> str:
-    """Say in one line how near the student came."""
+    """Say in one line how near the student came; of a gap that may be none, no share is told."""
     text = f"The student agrees with the teacher on {results.agreement:.2%} of the predictions"
-    if results.gap_closed is not None:
+    gap = results.differences.get("teacher_baseline")
+    if results.gap_closed is not None and (gap is None or gap.is_certain):
         text += f" and closes {results.gap_closed:.1%} of the gap between baseline and teacher"
     return text + "."
+
+
+def verdict(results: Results) -> list[str]:
+    """Say whether distillation helped, and what the student costs and saves, a sentence each."""
+    student, teacher = results.student, results.teacher
+    lines = []
+    gain = results.differences.get("student_baseline")
+    if gain is not None:
+        low, high = (f"{100 * bound:+.1f}" for bound in gain.interval)
+        told = "distillation helped" if gain.value > 0 else "the student lost to its own baseline"
+        if not gain.is_certain:
+            told = "too little to tell on so few rows" if gain.num_rows < _MANY_ROWS else "no clear difference"
+        lines.append(
+            f"Student against baseline: {100 * gain.value:+.1f} points of accuracy (95% interval {low} to {high}, "
+            f"{gain.num_rows:,} rows, one seed): {told}."
+        )
+    parts = []
+    if None not in (student.latency_ms, teacher.latency_ms):
+        parts.append(_times(teacher.latency_ms / student.latency_ms, "faster", "slower"))  # type: ignore[operator]
+    if None not in (student.size_mib, teacher.size_mib):
+        parts.append(_times(teacher.size_mib / student.size_mib, "smaller", "larger"))  # type: ignore[operator]
+    first = next(iter(student.metrics))
+    if teacher.metrics[first]:
+        title = _TITLES.get(first, first)
+        parts.append(f"{student.metrics[first] / teacher.metrics[first]:.1%} of the teacher's {title}")
+    if parts:
+        lines.append(f"The student is {', '.join(parts)}.")
+    return lines
+
+
+def next_steps(output_dir: str, task: str, *, is_published: bool) -> str:
+    """Return the commands that come next, one to a line."""
+    folder = Path(output_dir)
+    lines = {
+        "load it": f'pipeline("{task}", "{folder / "student"}")',
+        "evaluate": f"hf-distill evaluate {folder} --data new.csv",
+        "publish": f"hf-distill push {folder} --repo-id NAME --private",
+        "its card": f"{folder / 'student' / 'README.md'}",
+    }
+    if is_published:
+        del lines["publish"]
+    return "\n".join(["Next:", *(f"  {name:9} {text}" for name, text in lines.items())])
+
+
+def _times(ratio: float, more: str, less: str) -> str:
+    return f"{ratio:.1f}x {more}" if ratio >= 1 else f"{1 / ratio:.1f}x {less}"
 
 
 def markdown_table(results: Results) -> str:

@@ -172,11 +172,11 @@ class ModelBuilder:
         """Build an untrained student."""
         if section.from_teacher is None:
             return self.new_model(section)
-        student = student_from_teacher(self._model_of(members[0]), section.from_teacher.layers)
+        student = student_from_teacher(self.model_of(members[0]), section.from_teacher.layers)
         set_labels(student.config, self.splits.label_names)
         return student
 
-    def _model_of(self, member: Member) -> PreTrainedModel:
+    def model_of(self, member: Member) -> PreTrainedModel:
         """Return a teacher's model, loaded again if it was released."""
         if member.model is not None:
             return member.model

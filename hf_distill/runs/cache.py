@@ -14,9 +14,11 @@ from hf_distill.hub.destination import Destination
 from hf_distill.hub.files import Outgoing
 from hf_distill.hub.push import Content, preview, push
 from hf_distill.hub.soft_targets import soft_target_content
+from hf_distill.runs.opening import open_run
+from hf_distill.runs.progress import Progress
 from hf_distill.runs.recipe.schema import Recipe
 from hf_distill.runs.recipe.settings import StageSettings
-from hf_distill.runs.stages import chance_message, open_run
+from hf_distill.runs.stages import chance_message
 from hf_distill.runs.teacher_info import read_info
 from hf_distill.runs.teacher_results import evaluate_teachers, targets_folder
 from hf_distill.teachers.cache.key import key_differences
@@ -46,7 +48,7 @@ class Cached:
     warning: str | None = None
 
 
-def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
+def cache_soft_targets(recipe: Recipe, name: str, *, progress: Progress | None = None) -> Cached:
     """Compute and cache a recipe's soft targets of all rows that its first student needs; train no student.
 
     Teachers that the recipe trains are trained first. All is left where `train` of the same recipe finds it.
@@ -58,7 +60,8 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
     for key in ("column", "logits"):
         if getattr(recipe.teachers[0], key) is not None:
             raise ValueError(f"teacher.{key}: these are soft targets already, there is no teacher to ask")
-    with open_run(recipe, name, StageSettings(recipe), stages=list(recipe.teacher_stages())) as run:
+    with open_run(recipe, name, StageSettings(recipe), stages=list(recipe.teacher_stages()), progress=progress) as run:
+        run.progress.begin(len(recipe.teacher_stages()))
         run.prepare(needs_labels=False)
         members = run.teachers()
         folder = targets_folder(run)
@@ -71,6 +74,7 @@ def cache_soft_targets(recipe: Recipe, name: str) -> Cached:
             torch.from_numpy(evaluated.together), torch.from_numpy(evaluated.labels), "single_label_classification"
         )
         PartialState().wait_for_everyone()
+        run.progress.done()
     warning = None
     if quality is not None and not recipe.training.get("allow_untrained_teacher"):
         try:

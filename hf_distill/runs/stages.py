@@ -1,74 +1,36 @@
 """The stages of a run, trained one after the other: what they share, and who teaches whom."""
 
-import contextlib
 import shutil
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from inspect import signature
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from transformers import PreTrainedModel, set_seed
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel, PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from hf_distill.data.loading import Splits, find_columns, fingerprint, load_rows, prepare_splits
+from hf_distill.data.loading import Splits, fingerprint
 from hf_distill.data.processors import processor_settings
 from hf_distill.evaluation.metrics import Metrics
 from hf_distill.evaluation.predictor import predict
 from hf_distill.evaluation.results import curve
 from hf_distill.evaluation.teacher_quality import ChanceTeacherError
-from hf_distill.hub.card.lineage import NOWHERE, data_origin, model_origin
-from hf_distill.runs.building import Member, ModelBuilder, column_of, in_the_students_order
+from hf_distill.hub.card.lineage import NOWHERE, model_origin
+from hf_distill.runs.building import Member, ModelBuilder, column_of
 from hf_distill.runs.data_info import data_info
 from hf_distill.runs.fit import check_fit
-from hf_distill.runs.preprocessing import Inputs, Section, readable_images
+from hf_distill.runs.preprocessing import Inputs, Section
+from hf_distill.runs.progress import Progress, StageCallback
 from hf_distill.runs.recipe.schema import Augment, Recipe, Student, Teacher
 from hf_distill.runs.recipe.settings import StageSettings
-from hf_distill.runs.shared_targets import SharedTargets, origin_of_shared, shared_targets
+from hf_distill.runs.shared_targets import SharedTargets, origin_of_shared
 from hf_distill.runs.timing import Clock
-from hf_distill.runs.workspace import TENSORBOARD, Checkpoint, Workspace, check_folders_apart
+from hf_distill.runs.workspace import TENSORBOARD, Checkpoint, Workspace
 from hf_distill.teachers.loading import forward_parameters
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.trainer import DistillationTrainer
-
-_TAKEN = [*signature(prepare_splits).parameters.values(), *signature(find_columns).parameters.values()]
-_OF_THE_FILES = set(signature(load_rows).parameters)  # keys of a recipe's data, as are these
-_OF_THE_SPLITS = {each.name for each in _TAKEN if each.kind is each.KEYWORD_ONLY} - {"seed"}
-
-
-@contextlib.contextmanager
-def open_run(
-    recipe: Recipe, name: str, settings: StageSettings, *, overwrite: bool = False, stages: Sequence[str] | None = None
-) -> Iterator["Run"]:
-    """Open a run's output folder and load its data; nothing is written yet. It may be for some stages alone.
-
-    Raises:
-        ValueError: something in the data, the models or the output folder is not as it should be.
-    """
-    folder = Path(recipe.output_dir).expanduser()
-    check_folders_apart(recipe)
-    with _held(folder, recipe, overwrite=overwrite, stages=stages) as workspace:
-        with PartialState().main_process_first():
-            shared = shared_targets(recipe)
-        data = recipe.data
-        rows = load_rows(**data.model_dump(include=_OF_THE_FILES))
-        splits = prepare_splits(
-            rows,
-            recipe.task,
-            seed=int(recipe.training.get("seed", 42)),
-            **data.model_dump(include=_OF_THE_SPLITS),
-        )
-        if PartialState().is_main_process:
-            for text in splits.warnings:
-                warnings.warn(text, UserWarning, stacklevel=1)
-        splits, images = readable_images(recipe, in_the_students_order(recipe, splits))
-        with PartialState().main_process_first():
-            inputs = Inputs(recipe, splits, shared)
-        origin = data_origin(data.dataset, data.revision, rows)
-        metrics = Metrics(recipe.model_dump()["metrics"], splits.label_names)
-        yield Run(recipe, name, settings, workspace, splits, inputs, metrics, origin, shared, images)
 
 
 class Run:
@@ -86,6 +48,7 @@ class Run:
         origin: dict[str, Any],
         shared: SharedTargets | None,
         images: Mapping[str, Any],
+        progress: Progress,
     ) -> None:
         self.recipe = recipe
         self.name = name
@@ -99,6 +62,7 @@ class Run:
         self.data_origin = origin
         self.shared = shared
         self._images = images
+        self.progress = progress
         self.origins: dict[int, dict[str, Any]] = {}  # by the section of the recipe
         self._models: dict[str, PreTrainedModel] = {}  # of stages, built and not trained yet, or loaded
 
@@ -126,11 +90,20 @@ class Run:
                 is_token_level=self.recipe.task == "token-classification",
             )
         if PartialState().is_main_process:
-            known = fingerprint(self.splits, self.recipe.teachers[0].column)
-            known = known if self.shared is None else f"{known} {self.shared.fingerprint}"
-            self.workspace.begin(known, self._reading_of_trained())
+            self.workspace.begin(self._data_fingerprint(), self._reading_of_trained())
         PartialState().wait_for_everyone()
         return info
+
+    def is_finished(self) -> bool:
+        """Tell whether all stages and the results are there, of these settings and data."""
+        found = [False]
+        if PartialState().is_main_process:
+            found = [self.workspace.is_finished(self._data_fingerprint(), self._reading_of_trained())]
+        return bool(broadcast_object_list(found)[0])
+
+    def _data_fingerprint(self) -> str:
+        known = fingerprint(self.splits, self.recipe.teachers[0].column)
+        return known if self.shared is None else f"{known} {self.shared.fingerprint}"
 
     def _reading_of_trained(self) -> dict[str, dict[str, Any]]:
         """Tell how the teachers that are trained here read the data, by their stage."""
@@ -194,6 +167,7 @@ class Run:
         if record is not None:
             self.origins.setdefault(id(section), record.get("origin", NOWHERE))
             self.curves[stage] = curve(record["log_history"])
+            self.progress.found(stage, f"trained before ({record['train_seconds']:.1f} s)")
             return model, record["train_seconds"]
         args = self.settings.of(stage)
         self._note_origin(section, members)
@@ -210,7 +184,7 @@ class Run:
             train_dataset=self.rows(section, "train", members, augment, args),
             eval_dataset=self.rows(section, "evaluation", members),
             compute_metrics=lambda prediction: self.metrics(prediction.predictions, prediction.label_ids),
-            callbacks=[clock],
+            callbacks=[clock, self._told(stage, section, members)],
         )
         self._direct_tensorboard(trainer, stage, goes_on=checkpoint is not None)
         if checkpoint is not None and checkpoint.is_final:
@@ -257,7 +231,7 @@ class Run:
             processors = [self.inputs.reader(member.section).processor for member in members]
             args.teacher_input_columns = list(self.splits.columns.inputs)
             args.teacher_max_length = self.recipe.data.max_length
-        return DistillationTrainer(
+        trainer = DistillationTrainer(
             model=model,
             teacher=self.builder.for_trainer(members, args) if is_taught else None,
             args=args,
@@ -265,6 +239,19 @@ class Run:
             teacher_processing_class=processors,
             **{"data_collator": reader.collator, **arguments},
         )
+        trainer.remove_callback(PrinterCallback)  # the progress tells it
+        return trainer
+
+    def _told(self, stage: str, section: Section, members: Sequence[Member]) -> StageCallback:
+        """Return the callback by which the progress of a stage is told."""
+        what = "training on the labels" if isinstance(section, Teacher) else "the same student on the labels alone"
+        if members:
+            first = members[0]
+            known = {"cached": first.cached_in is not None, "data": column_of(first) is not None}
+            whose = "the teachers'" if len(members) > 1 else "the teacher's"
+            what = f"distilling from {whose} cached soft targets" if known["cached"] else "distilling from the teacher"
+            what = "distilling from the soft targets in the data" if known["data"] else what
+        return StageCallback(self.progress, stage, what, self.recipe.metric_names[0])
 
     def _direct_tensorboard(self, trainer: DistillationTrainer, stage: str, *, goes_on: bool) -> None:
         """Have TensorBoard's events written where they stay: a stage's checkpoints are deleted at its end."""
@@ -343,20 +330,6 @@ def chance_message(error: ChanceTeacherError, members: Sequence[Member]) -> str:
             "at another learning rate or on more rows"
         )
     return f"{error.who} {quality.fault}: {cause}; or set training.allow_untrained_teacher=true to use it all the same"
-
-
-@contextlib.contextmanager
-def _held(folder: Path, recipe: Recipe, **options: Any) -> Any:
-    """Open the workspace; of several processes the main one, and the others after it."""
-    state = PartialState()
-    workspace = Workspace(folder, recipe, **options) if state.is_main_process else None
-    state.wait_for_everyone()
-    if workspace is None:
-        workspace = Workspace.attached(folder)
-    try:
-        yield workspace
-    finally:
-        workspace.release()
 
 
 def _best(checkpoint: Checkpoint, args: DistillationConfig) -> Path:

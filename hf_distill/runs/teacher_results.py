@@ -10,6 +10,7 @@ import numpy as np
 from accelerate import PartialState
 
 from hf_distill.runs.building import Member
+from hf_distill.runs.progress import StageCallback
 from hf_distill.runs.recipe.schema import Teacher
 from hf_distill.runs.stages import Run
 from hf_distill.runs.teacher_info import info_of_model, write_info
@@ -49,7 +50,8 @@ def evaluate_teachers(run: Run, members: Sequence[Member], *, is_caching: bool =
         of_training["train_dataset"] = run.rows(section, "train", members, run.recipe.data.augment, args)
         evaluated.setdefault("evaluation", run.rows(section, "evaluation", members))
     student = run.model_of(stage, section, members)
-    trainer = run.trainer(section, student, members, args, eval_dataset=evaluated, **of_training)
+    told = StageCallback(run.progress, "soft targets", "", run.recipe.metric_names[0])
+    trainer = run.trainer(section, student, members, args, eval_dataset=evaluated, callbacks=[told], **of_training)
     if is_cached:
         _cache(run, trainer)
     logits, labels = trainer.predict_with_teacher(rows)

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,37 @@ from transformers import PreTrainedModel
 
 from hf_distill.evaluation.curves import PLOT, training_curves
 from hf_distill.evaluation.environment import environment
-from hf_distill.evaluation.metrics import agreement, of_the_same
-from hf_distill.evaluation.results import ModelResult, Results, gap_closed
+from hf_distill.evaluation.metrics import agreement, of_the_same, right_in_the_same
+from hf_distill.evaluation.results import Difference, ModelResult, Results, difference, gap_closed
 from hf_distill.hub.commit import PushResult
 from hf_distill.hub.destination import Destination
 from hf_distill.hub.push import check_destination
 from hf_distill.hub.readme import license_in
 from hf_distill.runs.building import Member
+from hf_distill.runs.opening import open_run
+from hf_distill.runs.preprocessing import Section
+from hf_distill.runs.progress import Progress
 from hf_distill.runs.publish import publish
 from hf_distill.runs.recipe.schema import Hub, Recipe
 from hf_distill.runs.recipe.settings import StageSettings
 from hf_distill.runs.run_card import card_of, write_card
-from hf_distill.runs.stages import Run, open_run
+from hf_distill.runs.speed import speeds
+from hf_distill.runs.stages import Run
 from hf_distill.runs.teacher_results import evaluate_teachers, release_teachers, teacher_info
 
 
-def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
+def distill(recipe: Recipe, name: str, *, overwrite: bool = False, progress: Progress | None = None) -> Results:
     """Run a recipe: teacher, student, baseline, results.
 
     What is finished in the output folder is kept, and a stage that was stopped goes on at its last checkpoint, with
     the same final weights as if it had not been. If the student is to be published (`publish_student`, afterwards), it
-    is found out first whether that is possible.
+    is found out first whether that is possible. A run that is finished is not evaluated again.
+
+    Args:
+        recipe: what to do.
+        name: of the recipe, for results and card.
+        overwrite: make again the stages whose settings or data changed; all of them if none did.
+        progress: is told where the run is.
 
     Raises:
         ValueError: something in the data, the models or the output folder is not as it should be, or the student could
@@ -40,7 +51,7 @@ def distill(recipe: Recipe, name: str, *, overwrite: bool = False) -> Results:
     settings = StageSettings(recipe)
     if recipe.hub is not None and PartialState().is_main_process:
         check_destination(_destination(recipe.hub))
-    with open_run(recipe, name, settings, overwrite=overwrite) as run:
+    with open_run(recipe, name, settings, overwrite=overwrite, progress=progress) as run:
         return _results(run)
 
 
@@ -66,7 +77,11 @@ def _destination(hub: Hub) -> Destination:
 
 def _results(run: Run) -> Results:
     """Go through the run, write results.json and the card."""
-    recipe = run.recipe
+    recipe, progress = run.recipe, run.progress
+    progress.begin(len(recipe.stage_names()) + 1)
+    if run.is_finished():
+        progress.done("All of it was finished before: these are its results.")
+        return Results.read(run.workspace.path)
     about_data = run.prepare(needs_labels=recipe.baseline)
     members = run.teachers()
     evaluated = evaluate_teachers(run, members)
@@ -78,19 +93,30 @@ def _results(run: Run) -> Results:
         for place, logits in zip(generalists, evaluated.each, strict=False)  # one alone is not measured apart
     }
     members = release_teachers(run, members)
+    of_recipe = list(members)
     students: dict[str, ModelResult] = {}
+    trained: dict[str, tuple[Section, PreTrainedModel]] = {}
     for stage, section in recipe.student_stages().items():
         model, seconds = run.train_stage(stage, section, members)
         logits, labels = run.predict(model, section)
         students[stage] = _measured(run, model, logits, labels, seconds)
+        trained[stage] = section, model
         if stage != "student":
             members = [Member(section, model, str(run.workspace.model_folder(stage)), seconds)]
-    student = students.pop("student")
-    baseline = None
+    predicted = {"student": (logits, labels), "teacher": (evaluated.together, evaluated.labels)}
     if recipe.baseline:
-        section = recipe.student
-        simple, seconds = run.train_stage("baseline", section, [], members)
-        baseline = _measured(run, simple, run.predict(simple, section)[0], labels, seconds)
+        simple, seconds = run.train_stage("baseline", recipe.student, [], members)
+        predicted["baseline"] = run.predict(simple, recipe.student)
+        students["baseline"] = _measured(run, simple, *predicted["baseline"], seconds)
+        trained["baseline"] = recipe.student, simple
+    progress.stage("results", "timing the models side by side")
+    measured = speeds(run, of_recipe, trained)
+    teacher, *found = (
+        replace(result, **(measured[name]._asdict() if name in measured else {}))
+        for name, result in {"teacher": teacher, **students}.items()
+    )
+    students = dict(zip(students, found, strict=True))
+    student, baseline = students.pop("student"), students.pop("baseline", None)
     first = next(iter(teacher.metrics))
     results = Results(
         task=recipe.task,
@@ -108,6 +134,7 @@ def _results(run: Run) -> Results:
         stages=students,
         lineage=run.lineage(model),
         curves=run.curves,
+        differences=_differences(predicted) if "accuracy" in teacher.metrics else {},
     )
     if PartialState().is_main_process:
         folder = run.workspace.model_folder("student")
@@ -115,7 +142,18 @@ def _results(run: Run) -> Results:
         made = card_of(recipe, results, training_curves(results), license=license_in(readme))
         write_card(made, readme, folder / PLOT)
         run.workspace.write_results(results.to_json())
+    progress.done()
     return results
+
+
+def _differences(predicted: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Difference]:
+    """Return how much more accurate who is than whom, on the rows that both have predicted."""
+    found = {
+        f"{one}_{other}": difference(*right_in_the_same(*predicted[one], *predicted[other]))
+        for one, other in (("student", "baseline"), ("teacher", "baseline"), ("student", "teacher"))
+        if other in predicted
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _teacher(run: Run, known: Sequence[Mapping[str, Any]], logits: np.ndarray, labels: np.ndarray) -> ModelResult:

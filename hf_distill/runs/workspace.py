@@ -19,6 +19,7 @@ from hf_distill.teachers.cache.key import KEY_FILE, key_differences
 
 _MARK = "# Written by hf-distill: all settings of the run in this folder.\n"
 _MADE_OF = ".stages.json"
+_RESULTS = "results"  # noted beside the stages
 TENSORBOARD = "tensorboard"
 """The folder of TensorBoard's events in a run's output folder, with a folder in it for each stage."""
 
@@ -96,6 +97,16 @@ class Workspace:
         if set(self._recipe.student_stages()) <= set(self._stages) or not _holds_students(self.path):
             self._write("recipe.yaml", _MARK + to_yaml(self._recipe))
         self._write(_MADE_OF, json.dumps({**noted, **now}))
+
+    def is_finished(self, data_fingerprint: str, reading: Mapping[str, Any]) -> bool:
+        """Tell whether the results are there, and the models of all stages, of these settings and data."""
+        if self._overwrite or not (self.path / "results.json").exists():
+            return False
+        noted, finished = _made_of(self.path), finished_stages(self.path)
+        return all(
+            noted.get(stage) == self._of(stage, data_fingerprint, reading) and (stage in finished or stage == _RESULTS)
+            for stage in [*self._stages, _RESULTS]
+        )
 
     def _of(self, stage: str, data_fingerprint: str, reading: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fingerprint of a stage, in full, so that what differs can be named."""
@@ -221,7 +232,10 @@ class Workspace:
 
     def write_results(self, text: str) -> Path:
         """Write results.json."""
-        return self._write("results.json", text)
+        file, noted = self._write("results.json", text), _made_of(self.path)
+        of_all = {"settings": decisive_settings(self._recipe, _RESULTS), "reading": {_RESULTS: None}}
+        self._write(_MADE_OF, json.dumps({**noted, _RESULTS: {**of_all, "data": noted["student"]["data"]}}))
+        return file
 
     def last_checkpoint(self, stage: str) -> "Checkpoint | None":
         """Return the newest checkpoint of a stage that was written to its end."""

@@ -113,7 +113,16 @@ def _teacher_run(trainer: Any) -> TeacherRun:
         signature_columns=columns,
         readable=lambda dataset: _readable(trainer, dataset),
         prepare_inputs=trainer._prepare_inputs,
+        tell=lambda num_done, num_rows: _tell(trainer, num_done, num_rows),
     )
+
+
+def _tell(trainer: Any, num_done: int, num_rows: int) -> None:
+    """Tell the callbacks that have `on_soft_targets` how many rows' soft targets are cached, and of how many."""
+    if trainer.is_world_process_zero():
+        for callback in trainer.callback_handler.callbacks:
+            if hasattr(callback, "on_soft_targets"):
+                callback.on_soft_targets(num_done, num_rows)
 
 
 def _readable(trainer: Any, dataset: Any) -> tuple[Any, Callable[[list], Any]]:

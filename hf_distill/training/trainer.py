@@ -181,8 +181,7 @@ class DistillationTrainer(Trainer):
         return output
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        # Once for each batch size that `auto_find_batch_size` tries.
-        self._reader.reset()
+        self._reader.reset()  # once for each batch size that `auto_find_batch_size` tries
         self.loss_log.begin()
         self._step_batches.reset()
         return super()._inner_training_loop(*args, **kwargs)
@@ -236,12 +235,13 @@ class DistillationTrainer(Trainer):
 
     @as_in_trainer
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Evaluate; the loss is the mean over all rows and labels of the set, whatever the batches."""
+        """Evaluate; the loss is the mean over all rows and labels of the set; training is not affected."""
         self.loss_log.start_evaluation()
-        output = super().evaluation_loop(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):
+            output = super().evaluation_loop(*args, **kwargs)
         prefix = args[4] if len(args) > 4 else kwargs.get("metric_key_prefix", "eval")
-        step = self.loss_objective.at(self.state, is_training=False)
-        self.loss_log.finish_evaluation(output.metrics, prefix, step, self.soft_targets is not None)
+        step, has_teacher = self.loss_objective.at(self.state, is_training=False), self.soft_targets is not None
+        self.loss_log.finish_evaluation(output.metrics, prefix, step, has_teacher)
         return output
 
     def predict_with_teacher(self, dataset: Dataset) -> tuple[dict[str, np.ndarray], np.ndarray | None]:

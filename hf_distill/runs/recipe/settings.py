@@ -7,7 +7,7 @@ from typing import Any
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe, Stage, Student, Teacher
-from hf_distill.runs.recipe.validation import flat
+from hf_distill.runs.recipe.validation import flat, with_defaults
 from hf_distill.training.config import CACHE, FIRST_TEACHERS, OBJECTIVE, TEACHER, DistillationConfig, settings_marked
 
 # For a trainer that predicts, and has nothing to report; the last two would convert the model for good.
@@ -80,11 +80,14 @@ def training_arguments(recipe: Recipe, stage: str, folder: Path) -> Distillation
         # Not where its checkpoints are, which are deleted at the end: others may learn from the same soft targets.
         named = chosen.get("teacher_logits_dir")
         chosen["teacher_logits_dir"] = named or str(Path(recipe.output_dir).expanduser() / SOFT_TARGETS)
-    return DistillationConfig(**{"save_total_limit": 1, **chosen, "output_dir": str(folder)})
+    return DistillationConfig(**with_defaults(chosen), output_dir=str(folder))
 
 
 def decisive_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """Return the settings that decide what a stage makes, by their dotted keys, with those of the stages before it."""
+    """Return the settings that decide what a stage makes, by their dotted keys, with those of the stages before it.
+
+    Of `results` these are all.
+    """
     values = recipe.model_dump(mode="json")
     training = {"seed": 42, **values["training"]}
     chosen = {"task": recipe.task, "data": values["data"], "training": {"seed": training["seed"]}}  # it splits the data
@@ -94,6 +97,8 @@ def decisive_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
         if isinstance(recipe.teacher, list):
             place = next(i for i, each in enumerate(recipe.teacher) if each is teachers[stage])
             chosen["teacher"] = {place: values["teacher"][place]}
+    elif stage == "results":
+        chosen |= {**values, "training": training, "output_dir": None, "hub": None}
     elif stage == "baseline":
         chosen |= {"student": values["student"], "training": _without(training, OBJECTIVE, TEACHER, CACHE)}
         if recipe.student.from_teacher is not None:

@@ -154,6 +154,16 @@ def _sections(values: Mapping[str, Any], name: str) -> list[tuple[str, dict[str,
     return [(key, section) for key, section in each if isinstance(section, dict)]
 
 
+# Of a stage, where a recipe says nothing else: 50 points of the loss, one checkpoint.
+_DEFAULTS = {
+    "logging_steps": 0.02,
+    "per_device_eval_batch_size": 32,
+    "save_total_limit": 1,
+    "disable_tqdm": True,
+}
+
+_MANY_EPOCHS = 20
+
 # Transformers finds these out in the middle of a run, or trains for no step and says nothing.
 _ABOVE_ZERO = (
     "learning_rate",
@@ -177,6 +187,17 @@ _OF_THE_RUN = {
         for name in ("prediction_loss_only", "batch_eval_metrics", "eval_do_concat_batches")
     },
 }
+
+
+def with_defaults(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a training with the defaults of recipes, which differ from those of Transformers."""
+    found = {**_DEFAULTS, **training}
+    if "eval_strategy" not in found:  # each epoch, or 20 times if these are many
+        is_long = found.get("num_train_epochs", 3) > _MANY_EPOCHS and found.get("max_steps", -1) < 0
+        found |= {"eval_strategy": "steps", "eval_steps": 0.05} if is_long else {"eval_strategy": "epoch"}
+    if found.get("load_best_model_at_end"):  # which is evaluated when it is saved
+        found.setdefault("save_strategy", found["eval_strategy"])
+    return found
 
 
 def marked(*marks: str) -> frozenset[str]:
@@ -213,7 +234,7 @@ def _section_problems(
     if problems:  # fields of TrainingArguments depend on each other, so with one of them out only our own are checked
         sound = {key: value for key, value in sound.items() if key in own}
     try:
-        DistillationConfig(**{**(shared or {}), **sound, "output_dir": "unused"})
+        DistillationConfig(**with_defaults({**(shared or {}), **sound}), output_dir="unused")
     except (ValueError, ImportError) as error:
         # Transformers goes on with a sentence on lines that begin with a dash.
         for line in filter(str.strip, re.sub(r"\n\s*-", " -", str(error)).splitlines()):

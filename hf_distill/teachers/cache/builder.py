@@ -53,6 +53,7 @@ class TeacherRun:
         signature_columns: columns that reach the student or the teacher; None: any.
         readable: returns a data set and its collator as the trainer's data loaders have them.
         prepare_inputs: moves a batch to the device.
+        tell: is told how many rows are done, and of how many.
     """
 
     source: SoftTargetSource
@@ -64,6 +65,7 @@ class TeacherRun:
     signature_columns: set[str] | None
     readable: Callable[[Any], tuple[Any, Callable[[list], Any]]]
     prepare_inputs: Callable[[dict[str, Any]], dict[str, Any]]
+    tell: Callable[[int, int], None]
 
     @property
     def members(self) -> list[TeacherModel]:
@@ -271,13 +273,18 @@ class CacheBuilder:
             rows_of_main = broadcast_object_list([numbers for _, _, numbers in missing])
             missing = [(each, view, numbers) for (each, view, _), numbers in zip(missing, rows_of_main, strict=True)]
         share = WorkShare(accelerator.process_index, accelerator.num_processes, args.teacher_placement == "sharded")
-        progress = logging.tqdm(
-            total=math.ceil(sum(len(numbers) for _, _, numbers in missing) / share.num_processes),
-            desc="Teacher logits",
-            unit=" rows",
-            disable=args.disable_tqdm or not accelerator.is_local_main_process,
-        )
-        with progress:
+        total = math.ceil(sum(len(numbers) for _, _, numbers in missing) / share.num_processes)
+        disable = args.disable_tqdm or not accelerator.is_local_main_process
+        done = 0
+        with logging.tqdm(total=total, desc="Teacher logits", unit=" rows", disable=disable) as bar:
+
+            def advance(num_rows: int) -> None:
+                nonlocal done
+                done += num_rows
+                bar.update(num_rows)
+                self._run.tell(done, total)
+
+            advance(0)
             for each, view, numbers in missing:
                 each.show(view)
                 compute_rows(
@@ -287,7 +294,7 @@ class CacheBuilder:
                     batch_size=self._batch_size,
                     num_workers=args.dataloader_num_workers,
                     share=share,
-                    progress=progress,
+                    advance=advance,
                 )
             writer.flush()
 

@@ -95,7 +95,7 @@ def compute_rows(
     batch_size: int,
     num_workers: int = 0,
     share: WorkShare = WorkShare(),
-    progress: Any = None,
+    advance: Callable[[int], None] | None = None,
 ) -> None:
     """Compute the soft targets of rows, the longest first, and write them.
 
@@ -125,13 +125,13 @@ def compute_rows(
         members, mask = compute(batch.inputs)
         # The logits of the batch before are fetched while the device computes this one.
         if before is not None:
-            _write(rows, *before, writer, progress)
+            _write(rows, *before, writer, advance)
         if number == 1:
             times = float(weights.sum()) / max(float(weights[own[0]].sum()), 1.0)
             _check_room(writer, (writer.num_bytes - num_bytes_before) * times)
         before = (places, batch, members, mask) if number < num_own else None
     if before is not None:
-        _write(rows, *before, writer, progress)
+        _write(rows, *before, writer, advance)
 
 
 def logits_of_rows(rows: Rows, compute: ComputeFn, *, alone: bool = False) -> list[tuple[np.ndarray, ...]]:
@@ -195,15 +195,15 @@ def _write(
     members: list[Tensor],
     mask: Tensor | None,
     writer: ShardWriter,
-    progress: Any,
+    advance: Callable[[int], None] | None,
 ) -> None:
     written = []
     for values in members:
         by_row = _by_row(values, batch, mask)
         written.append(np.concatenate(by_row) if rows.token_level else np.stack(by_row))
     writer.add(rows.digests[places], written, batch.lengths)
-    if progress is not None:
-        progress.update(len(places))
+    if advance is not None:
+        advance(len(places))
 
 
 def _by_row(values: Tensor, batch: _Batch, mask: Tensor | None) -> list[np.ndarray]:

@@ -1,0 +1,160 @@
+"""A run as the terminal shows it: one bar for each stage; where there is no terminal, a line for each tenth of it."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+
+from hf_distill.runs.progress import Progress
+
+_LINES_OF_EVALUATION = 10  # of a stage; the bar shows all of them
+
+
+def progress_for(*, quiet: bool) -> Progress:
+    """Return what shows a run here."""
+    if quiet:
+        return Progress()
+    return Bars() if sys.stdout.isatty() else Lines()
+
+
+class Lines(Progress):
+    """A line for each stage, and for each tenth of it."""
+
+    def __init__(self) -> None:
+        self._number, self._of = 0, 0
+        self._name, self._unit = "", "steps"
+        self._num_steps, self._tenth = 0, 0
+        self._start = self._begun = 0.0
+        self._first = self._at = 0
+        self._metrics: Mapping[str, float] = {}
+
+    @property
+    def where(self) -> str:
+        """Say in which stage the run is, and how far it came."""
+        of = f" at {self._at:,} of {self._num_steps:,} {self._unit}" if self._num_steps else ""
+        return f"in stage {self._name}{of}" if self._name else "before the first stage"
+
+    def begin(self, num_stages: int) -> None:
+        """Take note of how many stages there are."""
+        self._of, self._begun = num_stages, time.monotonic()
+
+    def stage(self, name: str, what: str, num_steps: int | None = None, *, unit: str = "steps", start: int = 0) -> None:
+        """Show that a stage begins."""
+        self._finish()
+        self._number += name != "soft targets"
+        self._name, self._unit, self._num_steps, self._tenth = name, unit, num_steps or 0, 0
+        self._start, self._first, self._at, self._metrics = time.monotonic(), start, start, {}
+        steps = f", {num_steps:,} {unit}" if num_steps else ""
+        goes_on = f" (goes on at step {start:,})" if start else ""
+        place = f"[{self._number}/{self._of}] " if name != "soft targets" else "      "
+        self._line(f"{place}{name}: {what}{steps}{goes_on}")
+
+    def step(self, step: int, loss: float | None = None) -> None:
+        """Show a line if another tenth of the stage is done."""
+        self._at = step
+        tenth = 10 * step // self._num_steps if self._num_steps else 0
+        if tenth <= self._tenth or tenth >= 10:
+            return
+        self._tenth = tenth
+        shown = [f"{10 * tenth} %", *([] if loss is None else [f"loss {loss:.4f}"]), *self._shown()]
+        self._line(f"      {', '.join(shown)}, {_duration(self._left())} left")
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep the metrics for the next line."""
+        self._metrics = metrics
+
+    def found(self, name: str, what: str) -> None:
+        """Show a stage that was finished before."""
+        self._finish()
+        self._number += 1
+        self._line(f"[{self._number}/{self._of}] {name}: {what}")
+
+    def done(self, text: str = "") -> None:
+        """Show that the stage, or the run, has ended."""
+        self._finish()
+        if text:
+            self._line(text)
+
+    def _finish(self) -> None:
+        if self._name:
+            shown = "".join(f", {part}" for part in self._shown())
+            self._line(f"      done in {_duration(time.monotonic() - self._start)}{shown}")
+        self._name = ""
+
+    def _left(self) -> float:
+        done = max(self._at - self._first, 1)
+        return (time.monotonic() - self._start) / done * (self._num_steps - self._at)
+
+    def _shown(self) -> list[str]:
+        return [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in self._metrics.items() if name != "loss"]
+
+    def _line(self, text: str) -> None:
+        typer.echo(text)
+
+
+class Bars(Lines):
+    """A bar for each stage with its rate, its loss and the time that is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+
+        self._console = Console(highlight=False)
+        self._bar: Any = None
+        self._evaluations = 0
+
+    def stage(self, name: str, what: str, num_steps: int | None = None, *, unit: str = "steps", start: int = 0) -> None:
+        """Begin a bar."""
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        super().stage(name, what, num_steps, unit=unit, start=start)
+        self._evaluations = 0
+        if num_steps:
+            columns = (TextColumn("      {task.description}"), BarColumn(24), TextColumn("{task.fields[shown]}"))
+            self._bar = RichProgress(*columns, console=self._console, transient=True, auto_refresh=False)
+            self._task = self._bar.add_task(name, total=num_steps, completed=start, shown="")
+            self._bar.start()
+            self._last = 0.0
+
+    def step(self, step: int, loss: float | None = None) -> None:
+        """Move the bar, at most ten times a second."""
+        self._at = step
+        now = time.monotonic()
+        if self._bar is None or (now - self._last < 0.1 and step < self._num_steps):
+            return
+        self._last = now
+        rate = (step - self._first) / max(now - self._start, 1e-9)
+        parts = [f"{100 * step // self._num_steps:3d} %", f"{rate:,.1f} {self._unit}/s"]
+        parts += [] if loss is None else [f"loss {loss:.3f}"]
+        parts += [*self._shown(), f"{_duration(self._left())} left"]
+        self._bar.update(self._task, completed=step, shown="  ".join(parts))
+        self._bar.refresh()
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of some evaluations on lines of their own, and of all in the bar."""
+        super().evaluated(step, metrics)
+        if 10 * step // max(self._num_steps, 1) > self._evaluations:
+            self._evaluations = 10 * step // max(self._num_steps, 1)
+            self._line(f"      step {step:,}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+    def _finish(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        super()._finish()
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in words of at most two units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,86 @@
+"""How fast classifiers are, measured in turns on the same rows, so that a busy machine is fair to all."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+BATCH_SIZE = 32
+"""Rows of the batches by which `rows_per_second` is measured."""
+
+_SECONDS = 2.0  # for each size of a batch; a few rounds are made however long they take
+_ROUNDS = (5, 60)
+
+
+class Speed(NamedTuple):
+    """How fast a model is.
+
+    Attributes:
+        latency_ms: milliseconds for one row alone, the median.
+        rows_per_second: in batches of 32 rows.
+    """
+
+    latency_ms: float
+    rows_per_second: float
+
+
+class Timed(NamedTuple):
+    """A model, and how a batch of rows with given numbers is made for it."""
+
+    model: nn.Module
+    batch_of: Callable[[Sequence[int]], Mapping[str, torch.Tensor]]
+
+
+def measure_speed(
+    models: Mapping[str, Sequence[Timed]], num_rows: int, device: torch.device, precision: Callable[[], Any]
+) -> dict[str, Speed]:
+    """Measure models one after the other, many times over; one that is several (an ensemble) takes their sum.
+
+    Args:
+        models: by name; they are moved to the device, and put in evaluation mode.
+        num_rows: of the data that batches are made of.
+        device: where they are measured.
+        precision: makes the context in which they are evaluated.
+    """
+    chosen = [place * num_rows // BATCH_SIZE for place in range(BATCH_SIZE)]
+    for each in (timed for members in models.values() for timed in members):
+        each.model.to(device).eval()
+    alone = _medians(models, [[row] for row in chosen], device, precision)
+    together = _medians(models, [chosen], device, precision)
+    return {name: Speed(1000 * alone[name], BATCH_SIZE / together[name]) for name in models}
+
+
+def _medians(
+    models: Mapping[str, Sequence[Timed]], batches: list[list[int]], device: torch.device, precision: Callable[[], Any]
+) -> dict[str, float]:
+    made = {
+        name: [[_on(device, timed.batch_of(rows)) for rows in batches] for timed in members]
+        for name, members in models.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    start, least, most = time.perf_counter(), *_ROUNDS
+    for turn in range(-1, most):  # the first one warms up, and does not count
+        for name, members in models.items():
+            _wait(device)
+            before = time.perf_counter()
+            with torch.inference_mode(), precision():
+                for timed, inputs in zip(members, made[name], strict=True):
+                    timed.model(**inputs[turn % len(batches)])
+            _wait(device)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - before)
+        if turn + 1 >= least and time.perf_counter() - start > _SECONDS:
+            break
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def _on(device: torch.device, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,81 @@
+"""Open a run: its output folder, its data, its processors."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from hf_distill.data.loading import find_columns, load_rows, prepare_splits
+from hf_distill.evaluation.metrics import Metrics
+from hf_distill.hub.card.lineage import data_origin
+from hf_distill.runs.building import in_the_students_order
+from hf_distill.runs.preprocessing import Inputs, readable_images
+from hf_distill.runs.progress import Progress
+from hf_distill.runs.recipe.schema import Recipe
+from hf_distill.runs.recipe.settings import StageSettings
+from hf_distill.runs.shared_targets import shared_targets
+from hf_distill.runs.stages import Run
+from hf_distill.runs.workspace import Workspace, check_folders_apart
+
+_TAKEN = [*signature(prepare_splits).parameters.values(), *signature(find_columns).parameters.values()]
+_OF_THE_FILES = set(signature(load_rows).parameters)  # keys of a recipe's data, as are these
+_OF_THE_SPLITS = {each.name for each in _TAKEN if each.kind is each.KEYWORD_ONLY} - {"seed"}
+
+
+@contextlib.contextmanager
+def open_run(
+    recipe: Recipe,
+    name: str,
+    settings: StageSettings,
+    *,
+    overwrite: bool = False,
+    stages: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Run]:
+    """Open a run's output folder and load its data; nothing is written yet. It may be for some stages alone.
+
+    Raises:
+        ValueError: something in the data, the models or the output folder is not as it should be.
+    """
+    folder = Path(recipe.output_dir).expanduser()
+    check_folders_apart(recipe)
+    with _held(folder, recipe, overwrite=overwrite, stages=stages) as workspace:
+        with PartialState().main_process_first():
+            shared = shared_targets(recipe)
+        data = recipe.data
+        rows = load_rows(**data.model_dump(include=_OF_THE_FILES))
+        splits = prepare_splits(
+            rows,
+            recipe.task,
+            seed=int(recipe.training.get("seed", 42)),
+            **data.model_dump(include=_OF_THE_SPLITS),
+        )
+        if PartialState().is_main_process:
+            for text in splits.warnings:
+                warnings.warn(text, UserWarning, stacklevel=1)
+        splits, images = readable_images(recipe, in_the_students_order(recipe, splits))
+        with PartialState().main_process_first():
+            inputs = Inputs(recipe, splits, shared)
+        origin = data_origin(data.dataset, data.revision, rows)
+        metrics = Metrics(recipe.model_dump()["metrics"], splits.label_names)
+        yield Run(
+            recipe, name, settings, workspace, splits, inputs, metrics, origin, shared, images, progress or Progress()
+        )
+
+
+@contextlib.contextmanager
+def _held(folder: Path, recipe: Recipe, **options: Any) -> Any:
+    """Open the workspace; of several processes the main one, and the others after it."""
+    state = PartialState()
+    workspace = Workspace(folder, recipe, **options) if state.is_main_process else None
+    state.wait_for_everyone()
+    if workspace is None:
+        workspace = Workspace.attached(folder)
+    try:
+        yield workspace
+    finally:
+        workspace.release()
