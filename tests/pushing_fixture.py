@@ -53,6 +53,9 @@ def no_waiting(monkeypatch) -> None:
     monkeypatch.setattr(run_card, "training_curves", _drawn_once(run_card.training_curves))
 
 
+LOADING = ": reading the recipe and loading the libraries\n"
+
+
 @pytest.fixture
 def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Return a function that runs the command line in this process: exit code, stdout, stderr without progress."""
@@ -64,7 +67,8 @@ def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
             cli.main()
         printed = capsys.readouterr()
         lines = [line for line in printed.err.splitlines() if line.startswith(("error: ", "note: ", "Traceback"))]
-        return int(ended.value.code or 0), printed.out, "\n".join(lines)
+        out = "".join(line for line in printed.out.splitlines(keepends=True) if not line.endswith(LOADING))
+        return int(ended.value.code or 0), out, "\n".join(lines)
 
     return run
 

@@ -2,14 +2,18 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 
+from hf_distill.cli.console import print_warnings
 from hf_distill.runs.progress import Progress
 
 _LINES_OF_EVALUATION = 10  # of a stage; the bar shows all of them
+
+
+_OF_TRAIN = ("rows", "classes", "lengths", "sizes")  # the lines of the data's summary that a run shows
 
 
 def progress_for(*, quiet: bool) -> Progress:
@@ -40,6 +44,13 @@ class Lines(Progress):
         """Take note of how many stages there are."""
         self._of, self._begun = num_stages, time.monotonic()
 
+    def data(self, lines: Sequence[tuple[str, str]], odd: Sequence[str]) -> None:
+        """Show the rows, the classes and the lengths, and what is odd."""
+        for name, text in lines:
+            if name in _OF_TRAIN:
+                self._line(f"{name:9} {text}")
+        print_warnings([f"data: {line}" for line in odd])
+
     def stage(self, name: str, what: str, num_steps: int | None = None, *, unit: str = "steps", start: int = 0) -> None:
         """Show that a stage begins."""
         self._finish()
@@ -59,7 +70,7 @@ class Lines(Progress):
             return
         self._tenth = tenth
         shown = [f"{10 * tenth} %", *([] if loss is None else [f"loss {loss:.4f}"]), *self._shown()]
-        self._line(f"      {', '.join(shown)}, {_duration(self._left())} left")
+        self._line(f"      {', '.join(shown)}, {duration(self._left())} left")
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the metrics for the next line."""
@@ -80,7 +91,7 @@ class Lines(Progress):
     def _finish(self) -> None:
         if self._name:
             shown = "".join(f", {part}" for part in self._shown())
-            self._line(f"      done in {_duration(time.monotonic() - self._start)}{shown}")
+            self._line(f"      done in {duration(time.monotonic() - self._start)}{shown}")
         self._name = ""
 
     def _left(self) -> float:
@@ -129,7 +140,7 @@ class Bars(Lines):
         rate = (step - self._first) / max(now - self._start, 1e-9)
         parts = [f"{100 * step // self._num_steps:3d} %", f"{rate:,.1f} {self._unit}/s"]
         parts += [] if loss is None else [f"loss {loss:.3f}"]
-        parts += [*self._shown(), f"{_duration(self._left())} left"]
+        parts += [*self._shown(), f"{duration(self._left())} left"]
         self._bar.update(self._task, completed=step, shown="  ".join(parts))
         self._bar.refresh()
 
@@ -150,7 +161,7 @@ class Bars(Lines):
         self._console.print(text, markup=False)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time in words of at most two units."""
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -1,6 +1,7 @@
 """The commands that compute: `train`, `cache` and `check`."""
 
-from typing import Annotated
+import shlex
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,9 @@ from hf_distill.cli.console import (
     print_warnings,
     stop,
 )
+
+if TYPE_CHECKING:
+    from hf_distill.runs.stages import Run
 
 
 @app.command()
@@ -149,19 +153,60 @@ def cache(
 
 
 @app.command()
-def check(recipe: RecipeArgument, overrides: OverridesArgument = None, debug: DebugOption = False) -> None:
-    """Check a recipe and print what it would do, where its models would live and how much memory they need.
+def check(
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    no_data: Annotated[bool, typer.Option("--no-data", help="Look at the recipe alone; data are not opened.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Train a few steps of each stage, and say how long all would take.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """Look at a recipe, its data and its models, and say what is odd; nothing is trained or written.
 
-    Nothing is trained or written, and of the models nothing but their configs is loaded. A recipe that runs code of
-    others says so in the first line.
+    It prints what the recipe would do, where its models would live and how much memory they need, the rows, classes
+    and lengths of the data, and runs a batch of these through the models. What `train` would refuse ends with exit code
+    2. A recipe that runs code of others says so in the first line.
     """
     from hf_distill.hub.card.parts import code_of_others
     from hf_distill.runs.recipe.describe import plan
-    from hf_distill.runs.recipe.reading import load_recipe
+    from hf_distill.runs.recipe.reading import load_recipe, recipe_name
 
+    if no_data and measure:
+        raise ValueError("--measure trains a few steps on the data: leave --no-data out")
     loaded = load_recipe(recipe, overrides or [])
     asked = code_of_others(loaded.model_dump())
     if asked is not None:
         typer.echo(asked)
     for name, text in plan(loaded):
         typer.echo(f"{name:9} {text}")
+    if no_data:
+        typer.echo("rows      not looked at (--no-data)")
+        return
+    from hf_distill.runs.data_summary import summarize
+    from hf_distill.runs.opening import open_run
+    from hf_distill.runs.recipe.settings import StageSettings
+
+    only_ours(debug=debug)
+    with open_run(loaded, recipe_name(recipe), StageSettings(loaded)) as run:
+        lines, odd = summarize(loaded, run.splits, run.inputs)
+        for name, text in lines:
+            typer.echo(f"{name:9} {text}")
+        print_warnings([f"data: {line}" for line in odd])
+        run.check(needs_labels=loaded.baseline)
+        typer.echo("models    each can read a batch of these data")
+        if measure:
+            _print_estimates(run)
+    typer.echo(f"Nothing stands in the way of: hf-distill train {shlex.join([recipe, *(overrides or [])])}")
+
+
+def _print_estimates(run: "Run") -> None:
+    from hf_distill.cli.progress import duration
+    from hf_distill.runs.estimate import estimates
+
+    total = 0.0
+    for stage, num_steps, seconds in estimates(run):
+        total += seconds
+        each = 1000 * seconds / max(num_steps, 1)
+        typer.echo(f"time      {stage}: {num_steps:,} steps of {each:,.1f} ms, {duration(seconds)}")
+    typer.echo(f"time      all: {duration(total)}, and the evaluations")

@@ -14,7 +14,7 @@ def results_table(results: Results) -> tuple[list[str], list[list[str]]]:
     Metrics have four decimals; what they are relative to the teacher stands beside the first one.
     """
     names = list(results.student.metrics)
-    header = ["model", *(_TITLES.get(name, name) for name in names), "of teacher", "parameters", "MiB", "train s"]
+    header = ["model", *map(titled, names), "of teacher", "parameters", "MiB", "train s"]
     is_timed = results.student.latency_ms is not None
     rows = [[role, *_cells(model, names, results.teacher)] for role, model in results.models.items()]
     if is_timed:
@@ -50,6 +50,12 @@ def verdict(results: Results) -> list[str]:
             f"Student against baseline: {100 * gain.value:+.1f} points of accuracy (95% interval {low} to {high}, "
             f"{gain.num_rows:,} rows, one seed): {told}."
         )
+    gap = results.differences.get("teacher_baseline")
+    if gap is not None and gap.value < 0:
+        lines.append(
+            "The teacher is less accurate than the baseline, and has little to teach: train it longer or at another "
+            "learning rate (teacher.training), or take another one."
+        )
     parts = []
     if None not in (student.latency_ms, teacher.latency_ms):
         parts.append(_times(teacher.latency_ms / student.latency_ms, "faster", "slower"))  # type: ignore[operator]
@@ -57,8 +63,7 @@ def verdict(results: Results) -> list[str]:
         parts.append(_times(teacher.size_mib / student.size_mib, "smaller", "larger"))  # type: ignore[operator]
     first = next(iter(student.metrics))
     if teacher.metrics[first]:
-        title = _TITLES.get(first, first)
-        parts.append(f"{student.metrics[first] / teacher.metrics[first]:.1%} of the teacher's {title}")
+        parts.append(f"{student.metrics[first] / teacher.metrics[first]:.1%} of the teacher's {titled(first)}")
     if parts:
         lines.append(f"The student is {', '.join(parts)}.")
     return lines
@@ -76,6 +81,11 @@ def next_steps(output_dir: str, task: str, *, is_published: bool) -> str:
     if is_published:
         del lines["publish"]
     return "\n".join(["Next:", *(f"  {name:9} {text}" for name, text in lines.items())])
+
+
+def titled(metric: str) -> str:
+    """Return a metric's name as people read it."""
+    return _TITLES.get(metric, metric)
 
 
 def _times(ratio: float, more: str, less: str) -> str:

@@ -1,6 +1,6 @@
 """What a run tells of itself while it goes: stages, steps, evaluations. Who prints is the command line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback
@@ -19,6 +19,9 @@ class Progress:
 
     def begin(self, num_stages: int) -> None:
         """Take note of how many stages there are."""
+
+    def data(self, lines: Sequence[tuple[str, str]], odd: Sequence[str]) -> None:
+        """Take note of what the data look like, and what is odd about them."""
 
     def stage(self, name: str, what: str, num_steps: int | None = None, *, unit: str = "steps", start: int = 0) -> None:
         """Begin a stage of so many steps; one that goes on begins at `start`."""

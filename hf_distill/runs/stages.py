@@ -19,6 +19,7 @@ from hf_distill.evaluation.results import curve
 from hf_distill.evaluation.teacher_quality import ChanceTeacherError
 from hf_distill.hub.card.lineage import NOWHERE, model_origin
 from hf_distill.runs.building import Member, ModelBuilder, column_of
+from hf_distill.runs.checkpoint import Checkpoint
 from hf_distill.runs.data_info import data_info
 from hf_distill.runs.fit import check_fit
 from hf_distill.runs.preprocessing import Inputs, Section
@@ -27,7 +28,7 @@ from hf_distill.runs.recipe.schema import Augment, Recipe, Student, Teacher
 from hf_distill.runs.recipe.settings import StageSettings
 from hf_distill.runs.shared_targets import SharedTargets, origin_of_shared
 from hf_distill.runs.timing import Clock
-from hf_distill.runs.workspace import TENSORBOARD, Checkpoint, Workspace
+from hf_distill.runs.workspace import TENSORBOARD, Workspace
 from hf_distill.teachers.loading import forward_parameters
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.trainer import DistillationTrainer
@@ -66,8 +67,8 @@ class Run:
         self.origins: dict[int, dict[str, Any]] = {}  # by the section of the recipe
         self._models: dict[str, PreTrainedModel] = {}  # of stages, built and not trained yet, or loaded
 
-    def prepare(self, *, needs_labels: bool) -> dict[str, Any]:
-        """Build the models once, to see that they can be, and make the output folder the run's own.
+    def check(self, *, needs_labels: bool) -> dict[str, Any]:
+        """Build the models once, to see that they can be and fit the data, and compare the folder; nothing is written.
 
         Raises:
             ValueError: the models do not fit each other or the data, or the folder holds work on other data.
@@ -90,6 +91,13 @@ class Run:
                 is_token_level=self.recipe.task == "token-classification",
             )
         if PartialState().is_main_process:
+            self.workspace.check_work(self._data_fingerprint(), self._reading_of_trained())
+        return info
+
+    def prepare(self, *, needs_labels: bool) -> dict[str, Any]:
+        """Check the run, and make the output folder its own; see `check`."""
+        info = self.check(needs_labels=needs_labels)
+        if PartialState().is_main_process:
             self.workspace.begin(self._data_fingerprint(), self._reading_of_trained())
         PartialState().wait_for_everyone()
         return info
@@ -97,7 +105,7 @@ class Run:
     def is_finished(self) -> bool:
         """Tell whether all stages and the results are there, of these settings and data."""
         found = [False]
-        if PartialState().is_main_process:
+        if PartialState().is_main_process and (self.workspace.path / "results.json").exists():
             found = [self.workspace.is_finished(self._data_fingerprint(), self._reading_of_trained())]
         return bool(broadcast_object_list(found)[0])
 

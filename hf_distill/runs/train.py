@@ -19,6 +19,7 @@ from hf_distill.hub.destination import Destination
 from hf_distill.hub.push import check_destination
 from hf_distill.hub.readme import license_in
 from hf_distill.runs.building import Member
+from hf_distill.runs.data_summary import summarize
 from hf_distill.runs.opening import open_run
 from hf_distill.runs.preprocessing import Section
 from hf_distill.runs.progress import Progress
@@ -82,6 +83,8 @@ def _results(run: Run) -> Results:
     if run.is_finished():
         progress.done("All of it was finished before: these are its results.")
         return Results.read(run.workspace.path)
+    if PartialState().is_main_process:
+        progress.data(*summarize(recipe, run.splits, run.inputs))
     about_data = run.prepare(needs_labels=recipe.baseline)
     members = run.teachers()
     evaluated = evaluate_teachers(run, members)

@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hf_distill.runs.checkpoint import Checkpoint
 from hf_distill.runs.recipe.reading import to_yaml
 from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe
 from hf_distill.runs.recipe.settings import decisive_settings
@@ -84,11 +84,9 @@ class Workspace:
             ValueError: the folder holds work on other data, or teachers that were trained to read in another way.
         """
         noted, now = _made_of(self.path), {stage: self._of(stage, data_fingerprint, reading) for stage in self._stages}
-        changed = [stage for stage in self._worked_on() if noted.get(stage) != now[stage]]
+        self.check_work(data_fingerprint, reading)
         if self._overwrite:
-            self._delete(changed)
-        for stage in changed if not self._overwrite else ():
-            self._check_same(noted[stage], now[stage])
+            self._delete([stage for stage in self._worked_on() if noted.get(stage) != now[stage]])
         for stage in self._recipe.stage_names():
             shutil.rmtree(self._part(stage), ignore_errors=True)
         for stage in finished_stages(self.path):  # killed between its last two steps, `finish` leaves them
@@ -97,6 +95,13 @@ class Workspace:
         if set(self._recipe.student_stages()) <= set(self._stages) or not _holds_students(self.path):
             self._write("recipe.yaml", _MARK + to_yaml(self._recipe))
         self._write(_MADE_OF, json.dumps({**noted, **now}))
+
+    def check_work(self, data_fingerprint: str, reading: Mapping[str, Any]) -> None:
+        """Raise ValueError if work was done here on other data, or by teachers that read in another way."""
+        for stage in [] if self._overwrite else self._worked_on():
+            noted, now = _made_of(self.path)[stage], self._of(stage, data_fingerprint, reading)
+            if noted != now:
+                self._check_same(noted, now)
 
     def is_finished(self, data_fingerprint: str, reading: Mapping[str, Any]) -> bool:
         """Tell whether the results are there, and the models of all stages, of these settings and data."""
@@ -237,7 +242,7 @@ class Workspace:
         self._write(_MADE_OF, json.dumps({**noted, _RESULTS: {**of_all, "data": noted["student"]["data"]}}))
         return file
 
-    def last_checkpoint(self, stage: str) -> "Checkpoint | None":
+    def last_checkpoint(self, stage: str) -> Checkpoint | None:
         """Return the newest checkpoint of a stage that was written to its end."""
         found = [Checkpoint.read(folder) for folder in self.checkpoints(stage).glob("checkpoint-*")]
         return max((c for c in found if c is not None), key=lambda c: c.step, default=None)
@@ -344,37 +349,3 @@ def finished_stages(path: Path) -> list[str]:
     """Name the stages that are finished in an output folder, the first first: those with a model and a record."""
     records = sorted(path.glob("stages/*.json"), key=lambda record: record.stat().st_mtime_ns)
     return [record.stem for record in records if (path / record.stem).is_dir()]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint that `Trainer` has written to its end, and where training stood."""
-
-    path: Path
-    step: int
-    state: dict[str, Any]
-
-    @classmethod
-    def read(cls, folder: Path) -> "Checkpoint | None":
-        """Read a checkpoint; None if the process was killed while writing it.
-
-        `Trainer` writes trainer_state.json last, so a checkpoint is whole if that file is.
-        """
-        try:
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-            return cls(folder, int(state["global_step"]), state)
-        except (OSError, ValueError, KeyError):
-            return None
-
-    @property
-    def is_final(self) -> bool:
-        """Tell whether training was over when it was written."""
-        return self.step >= int(self.state["max_steps"])
-
-    @property
-    def seconds(self) -> float:
-        """Return the time that training had taken, 0.0 if the process was killed before it was noted."""
-        try:
-            return float(json.loads((self.path / "seconds.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return 0.0

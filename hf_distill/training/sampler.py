@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -32,6 +33,17 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.epoch)
         return super().__iter__()
+
+
+@contextmanager
+def all_rows(args: Any, description: str) -> Iterator[None]:
+    """Let a data loader keep its last batch, unless it is for training: `Trainer` would drop rows of an evaluation."""
+    before = args.dataloader_drop_last
+    args.dataloader_drop_last = before and description == "Training"
+    try:
+        yield
+    finally:
+        args.dataloader_drop_last = before
 
 
 def knows_lengths(dataset: Dataset, input_name: str) -> bool:

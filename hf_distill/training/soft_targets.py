@@ -72,8 +72,12 @@ def precompute(trainer: Any) -> None:
 
 
 @contextmanager
-def attached(trainer: Any, cache: SoftTargetCache, dataset: Any) -> Iterator[Any]:
-    """Give a data loader the rows of a data set with their cached soft targets, and the collator for these."""
+def attached(trainer: Any, dataset: Any) -> Iterator[Any]:
+    """Give a data loader the rows of a data set, from a cache with their soft targets and the collator for these."""
+    cache = trainer.cache
+    if cache is None:
+        yield dataset
+        return
     if cache.is_empty:  # there never was a teacher, and nothing has been looked up so far
         trainer.precompute_teacher_logits()
     rows, collator = _readable(trainer, dataset)

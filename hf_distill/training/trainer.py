@@ -278,11 +278,9 @@ class DistillationTrainer(Trainer):
         self, dataset: Any, description: str, batch_size: int, sampler_fn: Any = None, *args: Any, **kwargs: Any
     ) -> DataLoader:
         checks.check_new_data(self, dataset)
-        if self.cache is None:
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, *args, **kwargs)
-        with soft_targets.attached(self, self.cache, dataset) as rows:  # which bring their soft targets
-            # The sampler looks at the data set itself, whose lengths may be in a column.
-            of_rows = None if sampler_fn is None else lambda _: sampler_fn(dataset)
+        # The sampler looks at the data set itself, whose lengths may be in a column.
+        of_rows = None if sampler_fn is None else lambda _: sampler_fn(dataset)
+        with soft_targets.attached(self, dataset) as rows, sampler.all_rows(self.args, description):
             return super()._get_dataloader(rows, description, batch_size, of_rows, *args, **kwargs)
 
     def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:

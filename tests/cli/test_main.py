@@ -17,6 +17,7 @@ from hf_distill.cli import main as cli
 from hf_distill.runs.recipe.reading import bundled_recipes
 
 ONE_STEP = {"use_cpu": True, "max_steps": 1, "disable_tqdm": True, "report_to": "none"}
+LOADING = ": reading the recipe and loading the libraries\n"
 ENTRY_POINT = [sys.executable, "-m", "hf_distill"]
 
 
@@ -30,7 +31,8 @@ def run(monkeypatch, capsys):
         with pytest.raises(SystemExit) as ended:
             cli.main()
         printed = capsys.readouterr()
-        return int(ended.value.code or 0), printed.out, printed.err
+        out = "".join(line for line in printed.out.splitlines(keepends=True) if not line.endswith(LOADING))
+        return int(ended.value.code or 0), out, printed.err
 
     return run
 
@@ -113,9 +115,15 @@ class TestEntryPoint:
         )
         assert ended.returncode == 0, ended.stderr
         lines = ended.stdout.splitlines()
-        assert any(line.split()[:3] == ["model", "accuracy", "f1"] for line in lines)
+        assert any(line.split()[:3] == ["model", "accuracy", "macro"] for line in lines)
         assert any(line.split()[:1] == ["student"] for line in lines)
-        assert lines[-1] == "The student is in out/student, all results in results.json beside it."
+        assert lines[-5:] == [
+            "Next:",
+            '  load it   pipeline("text-classification", "out/student")',
+            "  evaluate  hf-distill evaluate out --data new.csv",
+            "  publish   hf-distill push out --repo-id NAME --private",
+            "  its card  out/student/README.md",
+        ]
         assert "Traceback" not in ended.stderr
         warning = "warning: data: 16 of the 16 rows of the evaluation split (data.eval_split: train) have inputs that "
         assert len([line for line in ended.stderr.splitlines() if line.startswith(warning)]) == 1
@@ -302,9 +310,10 @@ class TestBadInput:
             teacher={"config": shape, "training": ONE_STEP},
             student={"config": shape},
         )
-        (line,) = self.refused(run, "x.yaml")
-        assert line.startswith("data: the image in row 2 (")
-        assert "images/train/dog/3.png) of the train split cannot be read: " in line
+        line, which = self.refused(run, "x.yaml")
+        assert line.startswith("data: 1 of the images cannot be read")
+        assert which.startswith("row 2 (")
+        assert "images/train/dog/3.png) of the train split: " in which
         assert not Path("out").exists()
 
     def test_a_folder_with_another_run_and_a_mistake_in_the_new_recipe(self, run, text_run):

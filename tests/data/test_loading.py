@@ -121,9 +121,9 @@ class TestUnreadableSources:
         ("name", "content", "reason"),
         [
             ("x.parquet", b"this is not parquet", "not a parquet file"),
-            ("x.csv", b"\xff\xfe\x00\x81 no text", "can't decode byte"),
+            ("x.csv", b"\xff\xfe\x00\xd8 no text", "can't decode"),
             ("x.jsonl", b"{no json", "JSON parse error"),
-            ("x.csv", b"", "No columns"),
+            ("x.csv", b"", "it has no rows"),
             ("x.csv", b"text,label\n", "it has no rows"),
             ("x.xlsx", b"", r"expected a file that ends in \.parquet, \.csv.*got x\.xlsx"),
         ],
@@ -150,7 +150,7 @@ class TestUnreadableSources:
         """The error that names the columns hides behind one that says that there was an error."""
         write_csv("data/train.csv", "text,label", "a,x")
         write_csv("data/validation.csv", "sentence,label", "a,x")
-        with pytest.raises(ValueError, match="the columns sentence, label, another one before it text, label"):
+        with pytest.raises(ValueError, match=r"train\.csv has the column 'text', which validation\.csv lacks"):
             load_rows(path="data")
 
     def test_a_hub_id_is_never_a_folder_that_lies_here(self):

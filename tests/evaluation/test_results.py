@@ -82,7 +82,7 @@ def test_gap_closed_is_the_way_from_baseline_to_teacher(teacher, student, baseli
 def test_the_table_has_a_row_for_each_model_and_a_share_of_the_teacher():
     """A student's number in the baseline's row."""
     header, rows = results_table(results())
-    assert header == ["model", "accuracy", "f1", "of teacher", "parameters", "MiB", "train s"]
+    assert header == ["model", "accuracy", "macro F1", "of teacher", "parameters", "MiB", "train s"]
     assert rows == [
         ["teacher", "0.9000", "0.8000", "100.0%", "1,234,567", "4.70", "12.3"],
         ["student", "0.8765", "0.7000", "97.4%", "1,000", "0.00", "3.0"],

@@ -347,7 +347,7 @@ class TestAgain:
         code, out, _ = command("cache", "recipe.yaml", "--push", NAME, "--dry-run")
         assert code == 0
         assert hub.requests == []
-        *listed, total = (line.split() for line in out.splitlines()[2:])
+        *listed, total = (line.split() for line in out.split("s).\n")[1].splitlines())
         share()
         sent = {name: len(content) for name, content in files(hub).items() if name != ".gitattributes"}
         assert {name: size for size, name in listed} == {name: f"{size:,}" for name, size in sent.items()}

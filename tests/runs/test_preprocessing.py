@@ -205,6 +205,7 @@ class TestImages:
         """A student on white beside a teacher on black; a published processor that reads other pixels than training."""
         processor = {"image_mean": [0.0], "image_std": [1.0]}
         sections = {"teacher": {"config": mlp(16)}, "student": {"config": mlp(8)}}
+        image_inputs(**sections)
         Image.new("RGBA", (8, 8)).save("data/train/a/0.png")
         Image.new("RGBA", (8, 8)).save("data/validation/a/0.png")
         for ground, value in (("black", 0.0), ("#333333", 0.2)):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,7 @@ def test_the_student_is_that_of_the_teacher(kind, monkeypatch):
     one, other = (load_file(f"{folder}/student/model.safetensors") for folder in ("out", "shared"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert second.teacher == first.teacher
+    assert replace(first.teacher, latency_ms=None, rows_per_second=None) == second.teacher  # there is no model to time
     assert list(second.teachers.values()) == list(first.teachers.values())
     assert [each.metrics for each in second.stages.values()] == [each.metrics for each in first.stages.values()]
     assert (second.student.metrics, second.agreement) == (first.student.metrics, first.agreement)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from transformers import (
 )
 from transformers.integrations import is_tensorboard_available
 
-from hf_distill.evaluation.results import Results
+from hf_distill.evaluation.results import ModelResult, Results
 from hf_distill.runs.recipe.reading import load_recipe
 from hf_distill.runs.train import distill
 from hf_distill.teachers.model import TeacherModel
@@ -110,7 +111,7 @@ def test_text_from_recipe_to_results():
     assert {"task", "recipe", "teacher", "student", "baseline", "agreement", "gap_closed", "environment"} <= set(
         written
     )
-    assert set(written["student"]) == {"metrics", "num_parameters", "size_mib", "train_seconds"}
+    assert set(written["student"]) == {field.name for field in fields(ModelResult)}
     assert Results.read(Path("out")) == found
     for stage, layers in (("teacher", 3), ("student", 2), ("baseline", 2)):
         model = AutoModelForSequenceClassification.from_pretrained(f"out/{stage}")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_distill.runs.checkpoint import Checkpoint
 from hf_distill.runs.recipe.reading import load_recipe
 from hf_distill.runs.recipe.schema import Recipe
-from hf_distill.runs.workspace import Checkpoint, Workspace, state_of
+from hf_distill.runs.workspace import Workspace, state_of
 
 OUT = Path("out")
 READING = {"teacher": {"processor": {"padding_side": "right"}, "max_length": 128}}
