@@ -94,7 +94,7 @@ def _rows(file: Path, separator: str, encoding: str, number: int) -> list[list[s
         with file.open(newline="", encoding=encoding) as stream:
             return list(itertools.islice(csv.reader(stream, delimiter=separator), number)) or [[]]
     except (UnicodeDecodeError, LookupError) as error:
-        raise ValueError(f"{file.name} is not {encoding}: {error}. Name its encoding: data.encoding=latin-1") from error
+        raise ValueError(f"{file.name} is not {encoding}: {error}. Name its encoding: data.encoding=latin-1") from None
     except csv.Error:
         return [[]]
 

@@ -63,9 +63,9 @@ def verdict(results: Results) -> list[str]:
         parts.append(_times(teacher.size_mib / student.size_mib, "smaller", "larger"))  # type: ignore[operator]
     first = next(iter(student.metrics))
     if teacher.metrics[first]:
-        parts.append(f"{student.metrics[first] / teacher.metrics[first]:.1%} of the teacher's {titled(first)}")
-    if parts:
-        lines.append(f"The student is {', '.join(parts)}.")
+        is_what = f"is {' and '.join(parts)}, and " if parts else ""
+        share = f"{student.metrics[first] / teacher.metrics[first]:.1%}"
+        lines.append(f"The student {is_what}has {share} of the teacher's {titled(first)}.")
     return lines
 
 

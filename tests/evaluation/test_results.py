@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from hf_distill.evaluation.results import ModelResult, Results, gap_closed
-from hf_distill.evaluation.tables import markdown_table, results_table, summary
+from hf_distill.evaluation.results import Difference, ModelResult, Results, difference, gap_closed
+from hf_distill.evaluation.tables import markdown_table, results_table, summary, verdict
 
 
 def results(*, with_baseline: bool = True, ready_teacher: bool = False, teacher_accuracy: float = 0.9) -> Results:
@@ -144,3 +145,42 @@ def test_a_file_that_somebody_has_edited_is_refused_with_the_reason(key, value, 
         ValueError, match=f"results.json was not written by a run of this version of hf_distill: {words}"
     ):
         Results.from_json(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("right", "other", "value", "is_certain"),
+    [
+        ([1] * 90 + [0] * 10, [1] * 80 + [0] * 20, 0.1, True),
+        ([1] * 51 + [0] * 49, [0] * 49 + [1] * 51, 0.0, False),
+        ([1, 1, 0, 1], [1, 0, 1, 1], 0.0, False),
+    ],
+)
+def test_a_difference_is_certain_only_if_the_rows_are_enough(right, other, value, is_certain):
+    """A gain of two rows in twenty told as a success."""
+    found = difference(np.asarray(right, bool), np.asarray(other, bool))
+    assert found.value == pytest.approx(value)
+    assert found.is_certain is is_certain
+    pairs = np.asarray(right, float) - np.asarray(other, float)
+    assert found.standard_error == pytest.approx(np.sqrt(np.mean((pairs - pairs.mean()) ** 2) / len(pairs)))
+
+
+def test_the_verdict_says_what_was_gained_and_what_it_is_worth():
+    """A student that lost to its baseline, with no word about it; a share of a gap that may be none."""
+    found = results()
+    lost = replace(
+        found,
+        differences={
+            "student_baseline": Difference(-0.05, 0.01, 400),
+            "teacher_baseline": Difference(0.01, 0.02, 400),
+        },
+        teacher=replace(found.teacher, latency_ms=8.0),
+        student=replace(found.student, latency_ms=2.0),
+    )
+    first, second = verdict(lost)
+    assert first.startswith("Student against baseline: -5.0 points of accuracy (95% interval -7.0 to -3.0, 400 rows")
+    assert first.endswith("the student lost to its own baseline.")
+    assert second.startswith("The student is 4.0x faster and ")
+    assert "of the gap" not in summary(lost)
+    assert "of the gap" in summary(found)
+    weak = replace(lost, differences={"teacher_baseline": Difference(-0.02, 0.01, 400)})
+    assert "The teacher is less accurate than the baseline" in verdict(weak)[0]
