@@ -28,7 +28,7 @@ class Lines(Progress):
 
     def __init__(self) -> None:
         self._number, self._of = 0, 0
-        self._name, self._unit = "", "steps"
+        self.name, self._unit = "", "steps"
         self._num_steps, self._tenth = 0, 0
         self._start = self._begun = 0.0
         self._first = self._at = 0
@@ -38,7 +38,7 @@ class Lines(Progress):
     def where(self) -> str:
         """Say in which stage the run is, and how far it came."""
         of = f" at {self._at:,} of {self._num_steps:,} {self._unit}" if self._num_steps else ""
-        return f"in stage {self._name}{of}" if self._name else "before the first stage"
+        return f"in stage {self.name}{of}" if self.name else "before the first stage"
 
     def begin(self, num_stages: int) -> None:
         """Take note of how many stages there are."""
@@ -55,7 +55,7 @@ class Lines(Progress):
         """Show that a stage begins."""
         self._finish()
         self._number += name != "soft targets"
-        self._name, self._unit, self._num_steps, self._tenth = name, unit, num_steps or 0, 0
+        self.name, self._unit, self._num_steps, self._tenth = name, unit, num_steps or 0, 0
         self._start, self._first, self._at, self._metrics = time.monotonic(), start, start, {}
         steps = f", {num_steps:,} {unit}" if num_steps else ""
         goes_on = f" (goes on at step {start:,})" if start else ""
@@ -89,10 +89,10 @@ class Lines(Progress):
             self._line(text)
 
     def _finish(self) -> None:
-        if self._name:
+        if self.name:
             shown = "".join(f", {part}" for part in self._shown())
             self._line(f"      done in {duration(time.monotonic() - self._start)}{shown}")
-        self._name = ""
+        self.name = ""
 
     def _left(self) -> float:
         done = max(self._at - self._first, 1)

@@ -1,7 +1,8 @@
 """The commands that compute: `train`, `cache` and `check`."""
 
 import shlex
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -21,6 +22,7 @@ from hf_distill.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from hf_distill.runs.progress import Progress
     from hf_distill.runs.stages import Run
 
 
@@ -55,8 +57,7 @@ def train(
     try:
         results = distill(loaded, name, overwrite=overwrite, progress=progress)
     except KeyboardInterrupt:
-        progress.done()
-        stop(progress.where)
+        _stopped(progress, loaded.output_dir)
     is_main = PartialState().is_main_process
     if is_main:
         from hf_distill.evaluation.tables import next_steps, results_table, summary, verdict
@@ -131,8 +132,7 @@ def cache(
     try:
         cached = cache_soft_targets(loaded, recipe_name(recipe), progress=progress)
     except KeyboardInterrupt:
-        progress.done()
-        stop(progress.where)
+        _stopped(progress, loaded.output_dir)
     is_main = PartialState().is_main_process
     shutdown_processes()
     if not is_main:
@@ -188,7 +188,7 @@ def check(
     from hf_distill.runs.recipe.settings import StageSettings
 
     only_ours(debug=debug)
-    with open_run(loaded, recipe_name(recipe), StageSettings(loaded)) as run:
+    with open_run(loaded, recipe_name(recipe), StageSettings(loaded), is_check=True) as run:
         lines, odd = summarize(loaded, run.splits, run.inputs)
         for name, text in lines:
             typer.echo(f"{name:9} {text}")
@@ -198,6 +198,19 @@ def check(
         if measure:
             _print_estimates(run)
     typer.echo(f"Nothing stands in the way of: hf-distill train {shlex.join([recipe, *(overrides or [])])}")
+
+
+def _stopped(progress: "Progress", output_dir: str) -> NoReturn:
+    """Say where a run was stopped, and where the same command goes on."""
+    from hf_distill.runs.workspace import Workspace
+
+    stage, where = progress.name, progress.where
+    found = Workspace.attached(Path(output_dir).expanduser()).last_checkpoint(stage) if stage else None
+    goes_on = "goes on there" if found is None else f"goes on at step {found.step:,}, its last checkpoint"
+    if found is None and stage:
+        goes_on = "begins this stage again, there is no checkpoint yet (training.save_steps)"
+    progress.done()
+    stop(f"{where}; the same command {goes_on}")
 
 
 def _print_estimates(run: "Run") -> None:

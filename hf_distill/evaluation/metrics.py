@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from hf_distill.evaluation.results import Difference
+
 MISSING_LABEL = -100
 _OF_BARE_NAMES = "evaluate-metric"  # the namespace on the Hub of metrics such as seqeval
 
@@ -164,6 +166,17 @@ def right_in_the_same(
         logits, other = of_the_same(logits, labels, other, other_labels)
         labels = np.concatenate(truths)
     return logits.argmax(-1) == labels, other.argmax(-1) == labels
+
+
+def difference(is_right: np.ndarray, other_is_right: np.ndarray) -> Difference | None:
+    """Return how much more accurate one model is than another.
+
+    Args:
+        is_right: `(count,)`, whether the one is right in a row or word.
+        other_is_right: `(count,)`, whether the other is, in the same ones.
+    """
+    found = is_right.astype(float) - other_is_right.astype(float)
+    return Difference(float(found.mean()), float(found.std() / np.sqrt(len(found))), len(found)) if len(found) else None
 
 
 def _load(metric: Metric) -> tuple[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 _MOST_POINTS = 500  # of a stage's curve: a picture shows no more, and results.json stays small
@@ -150,17 +149,6 @@ def gap_closed(teacher: float, student: float, baseline: float) -> float | None:
     None if the teacher is not better than the baseline, and there is no gap.
     """
     return (student - baseline) / (teacher - baseline) if teacher > baseline else None
-
-
-def difference(is_right: np.ndarray, other_is_right: np.ndarray) -> Difference | None:
-    """Return how much more accurate one model is than another.
-
-    Args:
-        is_right: `(count,)`, whether the one is right in a row or word.
-        other_is_right: `(count,)`, whether the other is, in the same ones.
-    """
-    found = is_right.astype(float) - other_is_right.astype(float)
-    return Difference(float(found.mean()), float(found.std() / np.sqrt(len(found))), len(found)) if len(found) else None
 
 
 def curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -35,8 +35,11 @@ def open_run(
     overwrite: bool = False,
     stages: Sequence[str] | None = None,
     progress: Progress | None = None,
+    is_check: bool = False,
 ) -> Iterator[Run]:
-    """Open a run's output folder and load its data; nothing is written yet. It may be for some stages alone.
+    """Open a run's output folder and load its data; nothing is written yet.
+
+    It may be for some stages alone, or for a check, for which soft targets that others have shared are not downloaded.
 
     Raises:
         ValueError: something in the data, the models or the output folder is not as it should be.
@@ -45,7 +48,7 @@ def open_run(
     check_folders_apart(recipe)
     with _held(folder, recipe, overwrite=overwrite, stages=stages) as workspace:
         with PartialState().main_process_first():
-            shared = shared_targets(recipe)
+            shared = shared_targets(recipe, whole=not is_check)
         data = recipe.data
         rows = load_rows(**data.model_dump(include=_OF_THE_FILES))
         splits = prepare_splits(

@@ -12,6 +12,8 @@ class Progress:
     `stage`, `step` and `evaluated` come in this order: a stage begins, and ends with the next one or with `done`.
     """
 
+    name = ""  # of the stage
+
     @property
     def where(self) -> str:
         """Say how far the run came."""

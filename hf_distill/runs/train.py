@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from hf_distill.evaluation.curves import PLOT, training_curves
 from hf_distill.evaluation.environment import environment
-from hf_distill.evaluation.metrics import agreement, of_the_same, right_in_the_same
-from hf_distill.evaluation.results import Difference, ModelResult, Results, difference, gap_closed
+from hf_distill.evaluation.metrics import agreement, difference, of_the_same, right_in_the_same
+from hf_distill.evaluation.results import Difference, ModelResult, Results, gap_closed
 from hf_distill.hub.commit import PushResult
 from hf_distill.hub.destination import Destination
 from hf_distill.hub.push import check_destination
@@ -83,9 +83,9 @@ def _results(run: Run) -> Results:
     if run.is_finished():
         progress.done("All of it was finished before: these are its results.")
         return Results.read(run.workspace.path)
+    about_data = run.prepare(needs_labels=recipe.baseline)
     if PartialState().is_main_process:
         progress.data(*summarize(recipe, run.splits, run.inputs))
-    about_data = run.prepare(needs_labels=recipe.baseline)
     members = run.teachers()
     evaluated = evaluate_teachers(run, members)
     known = teacher_info(run, members)

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -187,11 +190,113 @@ class TestCommands:
         """A check that makes the folder that it checks."""
         before = files_below(".")
         code, out, err = run("check", "x.yaml", "training.temperature=2.0", "output_dir=elsewhere")
-        assert (code, err) == (0, "")
+        odd = [f"warning: data: 14 {role} rows repeat another one" for role in ("train", "evaluation")]
+        assert (code, err.splitlines()) == (0, odd)
         for part in ("text-classification", "teacher, ready", "temperature 2.0", "accuracy, f1", "elsewhere, new"):
             assert part in out
+        for part in (
+            "rows      train 16, evaluation 16",
+            "neg (8), pos (8)",
+            "each can read a batch",
+            "in the way of: hf-",
+        ):
+            assert part in out
+        code, bare, err = run("check", "x.yaml", "training.temperature=2.0", "output_dir=elsewhere", "--no-data")
+        assert (code, err) == (0, "")
+        assert bare.splitlines() == [*out.split("columns ")[0].splitlines(), "rows      not looked at (--no-data)"]
         assert files_below(".") == before
         assert not Path("elsewhere").exists()
+
+    @pytest.mark.slow
+    def test_check_measures_a_few_steps(self, run, text_run):
+        """Hours that nobody had expected; or a folder of checkpoints, of what only looked."""
+        code, out, _ = run("check", "x.yaml", "training.max_steps=1000", "--measure")
+        assert code == 0
+        assert re.search(r"time      student: 1,000 steps of [\d.]+ ms, ", out)
+        assert "time      all: " in out
+        assert not Path("out").exists()
+
+    def test_check_refuses_what_train_would(self, run, text_run):
+        """A check that passes, and a run that ends in its first minute."""
+        before = files_below(".")
+        for override in ("data.text_column=nothing", "student.from_teacher.layers=[7]", "data.max_length=99"):
+            code, _, err = run("check", "x.yaml", override)
+            of_train = run("train", "x.yaml", override)[2]
+            assert code == 2
+            assert err.splitlines()[-2:] == of_train.splitlines()[-2:]
+        assert files_below(".") == before
+
+    def test_init_check_train_and_evaluate(self, run, text_run):
+        """Four commands from a file to predictions, of which one needs what another one has not made."""
+        rows = [f"a {'good' if i % 2 else 'bad'} film {i};{'pos' if i % 2 else 'neg'}" for i in range(24)]
+        Path("reviews.csv").write_text("\n".join(["text;label", *rows]) + "\n")
+        code, out, _ = run("init", "reviews.csv", "--teacher", "teacher")
+        assert code == 0
+        assert out.splitlines()[-3:] == [
+            "reviews.yaml is written. Next:",
+            "  hf-distill check reviews.yaml",
+            "  hf-distill train reviews.yaml",
+        ]
+        assert run("init", "reviews.csv")[0] == 2  # it is there
+        few = [
+            "training={use_cpu: true, max_steps: 2, allow_untrained_teacher: true}",
+            "student.from_teacher.layers=[0]",
+        ]
+        assert run("check", "reviews.yaml", *few)[0] == 0
+        assert run("train", "reviews.yaml", *few, "--quiet")[0] == 0
+        code, out, _ = run("evaluate", "runs/reviews", "--data", "reviews.csv", "--output", "p.csv")
+        assert code == 0
+        assert "student of runs/reviews on reviews.csv: 24 rows, 24 labels" in out
+        assert len(Path("p.csv").read_text().splitlines()) == 25
+        code, _, err = run("evaluate", "runs/reviews", "--data", "reviews.csv", "--output", "p.csv")
+        assert code == 2
+        assert err.startswith("error: --output: p.csv is there")
+
+    def test_a_finished_run_says_so_at_once(self, run, text_run, monkeypatch):
+        """Ten minutes of evaluation, to print a table that is on the disk."""
+        code, first, _ = run("train", "x.yaml")
+        assert code == 0
+        monkeypatch.setattr("hf_distill.runs.train.evaluate_teachers", None)
+        code, second, _ = run("train", "x.yaml", "training.logging_steps=5")
+        assert code == 0
+        assert "All of it was finished before: these are its results." in second
+        assert second.split("results.\n")[1] == "model" + first.split("\nmodel")[1]
+
+    @pytest.mark.slow
+    def test_stopped_by_hand_it_says_where_and_ends_with_130(self, text_run):
+        """A traceback of the data loader's depths, and no word about what is left of the night."""
+        many = ["training.max_steps=100000", "training.max_grad_norm=1.0"]
+        environment = {**os.environ, "HF_DATASETS_CACHE": str(Path("cache").resolve()), "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(
+            [*ENTRY_POINT, "train", "x.yaml", *many],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        ) as process:
+            for line in process.stdout:
+                if "student: " in line:
+                    break
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            err = process.stderr.read()
+        assert process.returncode == 130
+        assert re.search(r"stopped in stage student at [\d,]+ of 100,000 steps", err)
+        assert "Traceback" not in err
+
+    def test_an_error_of_a_library_is_one_line(self, run, text_run, monkeypatch):
+        """Forty lines of a library's depths for a mistake of the user's, or of ours."""
+
+        def fails(*_: object, **__: object) -> None:
+            raise RuntimeError("shape mismatch\nand forty more lines")
+
+        monkeypatch.setattr("hf_distill.runs.train.distill", fails)
+        code, _, err = run("train", "x.yaml")
+        assert (code, err.splitlines()) == (
+            2,
+            ["error: RuntimeError: shape mismatch", "(--debug shows where it happened)"],
+        )
+        assert "Traceback" in run("train", "x.yaml", "--debug")[2]
 
     def test_check_of_a_recipe_with_problems_shows_all_of_them(self, run, text_run):
         """One start of the program for each problem."""

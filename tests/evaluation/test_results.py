@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_distill.evaluation.results import Difference, ModelResult, Results, difference, gap_closed
+from hf_distill.evaluation.metrics import difference
+from hf_distill.evaluation.results import Difference, ModelResult, Results, gap_closed
 from hf_distill.evaluation.tables import markdown_table, results_table, summary, verdict
 
 

@@ -434,7 +434,11 @@ class TestCheck:
         Path("x.yaml").write_text(yaml.safe_dump(values))
         status, lines, error = check(capsys, "x.yaml")
         assert source not in ran()
-        assert (status, "trust_remote_code" in error) == ((0, False) if source.endswith("words") else (2, True))
+        assert (status, "trust_remote_code" in error) == (2, True)  # as `train` would end
+        is_seen = (2, True) if not source.endswith("words") else (0, False)  # a processor is only loaded for the data
+        status, _, error = check(capsys, "x.yaml", "--no-data")
+        assert (status, "trust_remote_code" in error) == is_seen
+        assert source not in ran()
         assert source not in (lines[0] if lines else "")
         assert Path("out").exists() is False
 
