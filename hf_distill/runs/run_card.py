@@ -13,7 +13,7 @@ from hf_distill.hub.card.model_card import model_card
 from hf_distill.hub.card.origins import inferred_lineage
 from hf_distill.hub.portable import portable
 from hf_distill.hub.readme import license_in, merge, read_readme
-from hf_distill.runs.recipe.reading import bundled_recipes, command_for, read_resolved, to_yaml
+from hf_distill.runs.recipe.reading import bundled_recipes, command_for, read_resolved, to_yaml, without_defaults
 from hf_distill.runs.recipe.schema import Recipe
 
 
@@ -56,7 +56,7 @@ def card_of(
     # A recipe of the user's own is repeated by the file that is published with the model.
     is_bundled = results.recipe in bundled_recipes()
     card = model_card(
-        recipe.model_dump(),
+        without_defaults(recipe).model_dump(),
         results,
         command_for(shared, results.recipe) if is_bundled else "hf-distill train recipe.yaml",
         repo_id=repo_id,

@@ -425,7 +425,7 @@ class TestBadInput:
         """`--overwrite` with a mistake in the recipe would cost the old run."""
         assert run("train", "x.yaml")[0] == 0
         (line,) = self.refused(run, "x.yaml", "training.temperature=8.0")
-        assert line.startswith("output_dir: out holds a run with other settings (training.temperature: 'unset' -> 8.0)")
+        assert line.startswith("output_dir: out holds a run with other settings (training.temperature: 4.0 -> 8.0)")
         (line,) = self.refused(run, "x.yaml", "data.text_column=sentence", "--overwrite")
         assert line.startswith("data.text_column: the data have no column 'sentence'")
         (line,) = self.refused(run, "x.yaml", "student.from_teacher.layers=[7]", "--overwrite")

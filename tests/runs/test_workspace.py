@@ -80,7 +80,7 @@ class TestWhoseFolder:
         """A student of one temperature beside the results of another."""
         leave_a_run()
         before = contents()
-        with pytest.raises(ValueError, match=r"other settings \(training\.temperature: 'unset' -> 8\.0\).*--overwrite"):
+        with pytest.raises(ValueError, match=r"other settings \(training\.temperature: [24]\.0 -> 8\.0\).*--overwrite"):
             Workspace(OUT, recipe(temperature=8.0))
         assert contents() == before
         begun().release()  # and the refused one has not kept the lock

@@ -1,7 +1,7 @@
 """A recipe: the YAML file that says what is distilled into what, on which data, and how."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from hf_distill.runs.recipe.validation import (
     numbers_as_text,
     settle_consent,
     training_problems,
+    with_all_settings,
+    without_default_settings,
 )
 
 _BUNDLED = Path(__file__).parent / "bundled"  # in a wheel
@@ -121,7 +123,7 @@ def command_for(recipe: Recipe, name: str) -> str:
     """Return the command that repeats a run; of local paths only the last part is shown."""
     if name not in bundled_recipes():
         return f"hf-distill train {name}.yaml"
-    original, own = _by_key(read_resolved(find_recipe(name))), _by_key(recipe)
+    original, own = _by_key(with_all(read_resolved(find_recipe(name)))), _by_key(with_all(recipe))
     changed = {key: value for key, value in own.items() if value is not None and value != original.get(key)}
     overrides = (shlex.quote(f"{key}={_on_command_line(value)}") for key, value in changed.items())
     return " ".join(["hf-distill train", name, *overrides])
@@ -141,7 +143,25 @@ def _on_command_line(value: Any) -> str:
 
 def to_yaml(recipe: Recipe) -> str:
     """Return a recipe with all its defaults, as it is written beside the results."""
-    return yaml_of(recipe.model_dump())
+    return yaml_of(with_all(recipe).model_dump())
+
+
+def with_all(recipe: Recipe) -> Recipe:
+    """Return a recipe with the defaults that decide the result of its trainings."""
+    return _with_trainings(recipe, with_all_settings)
+
+
+def without_defaults(recipe: Recipe) -> Recipe:
+    """Return a recipe without the settings that its trainings would have anyway, as people would write it."""
+    return _with_trainings(recipe, without_default_settings)
+
+
+def _with_trainings(recipe: Recipe, change: Callable[..., dict[str, Any]]) -> Recipe:
+    values = recipe.model_dump()
+    for teacher in values["teacher"] if isinstance(values["teacher"], list) else [values["teacher"]]:
+        if teacher["training"] is not None:
+            teacher["training"] = change(teacher["training"], is_teacher=True)
+    return Recipe.model_validate({**values, "training": change(values["training"], is_teacher=False)})
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

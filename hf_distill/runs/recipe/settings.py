@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from hf_distill.runs.recipe.reading import with_all
 from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe, Stage, Student, Teacher
 from hf_distill.runs.recipe.validation import flat, with_defaults
 from hf_distill.training.config import CACHE, FIRST_TEACHERS, OBJECTIVE, TEACHER, DistillationConfig, settings_marked
@@ -88,8 +89,8 @@ def decisive_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
 
     Of `results` these are all.
     """
-    values = recipe.model_dump(mode="json")
-    training = {"seed": 42, **values["training"]}
+    values = with_all(recipe).model_dump(mode="json")
+    training = values["training"]
     chosen = {"task": recipe.task, "data": values["data"], "training": {"seed": training["seed"]}}  # it splits the data
     teachers = recipe.teacher_stages()
     if stage in teachers:
