@@ -70,12 +70,14 @@ def in_recipe_words(line: str) -> str:
 def only_ours(*, debug: bool) -> None:
     """Silence bars without a name, and what libraries tell of their own doings; with --debug these are shown."""
     import datasets
+    import huggingface_hub.utils.logging
     import transformers
 
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     if not debug:
         transformers.logging.set_verbosity_error()
+        huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def stop(where: str) -> NoReturn:

@@ -22,6 +22,7 @@ from hf_distill.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from hf_distill.runs.cache import Cached
     from hf_distill.runs.progress import Progress
     from hf_distill.runs.stages import Run
 
@@ -137,6 +138,16 @@ def cache(
     shutdown_processes()
     if not is_main:
         return
+    _print_cached(cached)
+    if to is None:
+        print_warnings([] if cached.warning is None else [cached.warning])
+    elif dry_run:
+        print_outgoing(preview_soft_targets(cached, to), to.repo_id)
+    else:
+        print_published(share_soft_targets(cached, to), "these soft targets")
+
+
+def _print_cached(cached: "Cached") -> None:
     size = f"{cached.num_bytes / 2**20:.2f} MiB, {cached.num_bytes / cached.num_rows:.0f} bytes a row"
     typer.echo(f"Soft targets of {cached.num_rows:,} rows are in {cached.folder}: {size}.")
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in cached.metrics.items())
@@ -144,12 +155,6 @@ def cache(
     typer.echo(
         f"Teacher {metrics}. Soft targets: {computed:,} computed, {before:,} already cached ({cached.seconds:.1f} s)."
     )
-    if to is None:
-        print_warnings([] if cached.warning is None else [cached.warning])
-    elif dry_run:
-        print_outgoing(preview_soft_targets(cached, to), to.repo_id)
-    else:
-        print_published(share_soft_targets(cached, to), "these soft targets")
 
 
 @app.command()

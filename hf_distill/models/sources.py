@@ -12,6 +12,16 @@ _ADAPTER = "adapter_config.json"
 _NAMING_CLASSES = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 
 
+def named_source_options(source: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """Return the keywords of `from_pretrained` for a source that a user has named; see `source_options`.
+
+    Raises:
+        ValueError: nothing is at that path, it is the folder of a run, or code of another repository would run.
+    """
+    check_folder(source)
+    return source_options(source, revision, trust_remote_code)
+
+
 def source_options(source: str, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
     """Return the keywords of `from_pretrained` that name the commit, and let its code run or not.
 
@@ -26,6 +36,22 @@ def source_options(source: str, revision: str | None, trust_remote_code: bool) -
             "beside it, and name the folder"
         )
     return {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+
+
+def check_folder(source: str) -> None:
+    """Refuse a path at which there is nothing, or the folder of a run, which has its models in it.
+
+    Raises:
+        ValueError: with what to name instead.
+    """
+    folder = Path(source).expanduser()
+    models = [name for name in ("teacher", "student", "baseline") if (folder / name / "config.json").is_file()]
+    if models and not (folder / "config.json").exists():
+        raise ValueError(
+            f"it is the folder of a run: name a model in it, {' or '.join(f'{source}/{m}' for m in models)}"
+        )
+    if not folder.exists() and (source.startswith(("/", "./", "../", "~")) or source.count("/") > 1):
+        raise ValueError("no such folder")
 
 
 def first_line(error: BaseException, *, consent: str = "trust_remote_code") -> str:

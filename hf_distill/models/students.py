@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_distill.models.sources import first_line, source_options
+from hf_distill.models.sources import first_line, named_source_options
 from hf_distill.models.tasks import AUTO_CLASSES
 
 
@@ -35,7 +35,7 @@ def model_from_checkpoint(
         ValueError: there is no such model, or its head has another number of labels and `new_head` is not set.
     """
     try:
-        options = source_options(name_or_path, revision, trust_remote_code)
+        options = named_source_options(name_or_path, revision, trust_remote_code)
         config = AutoConfig.from_pretrained(name_or_path, **options)
         order = _order_of_head(config, label_names)
         set_labels(config, label_names)

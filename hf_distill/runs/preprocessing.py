@@ -28,7 +28,7 @@ from hf_distill.data.processors import difference, max_tokens, processor_setting
 from hf_distill.data.text import tokenize_text, tokenize_words
 from hf_distill.models import GreyImageProcessor, MLPConfig
 from hf_distill.models.pixels import WHITE
-from hf_distill.models.sources import first_line, source_options
+from hf_distill.models.sources import first_line, named_source_options
 from hf_distill.runs.recipe.schema import Augment, Recipe, Student, Teacher
 from hf_distill.runs.shared_targets import SharedTargets
 
@@ -167,7 +167,7 @@ class Inputs:
         recipe = self._recipe
         auto_class = AutoTokenizer if recipe.is_text else AutoImageProcessor
         if isinstance(source, tuple) and isinstance(source[0], str):
-            processor = _load(auto_class, *source)
+            processor = _load(auto_class, "teacher" if isinstance(section, Teacher) else "student", *source)
             if recipe.is_text:
                 _give_padding_token(processor, source[0])
         else:
@@ -315,13 +315,13 @@ def _image_size(section: Section) -> tuple[int, int] | None:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _load(auto_class: Any, source: str, revision: str | None, consent: str, is_given: bool) -> Any:
+def _load(auto_class: Any, who: str, source: str, revision: str | None, consent: str, is_given: bool) -> Any:
     try:
-        return auto_class.from_pretrained(source, **source_options(source, revision, is_given))
+        return auto_class.from_pretrained(source, **named_source_options(source, revision, is_given))
     except (OSError, ValueError, ImportError) as error:
-        kind = "tokenizer" if auto_class is AutoTokenizer else "image processor"
+        kind = "a tokenizer" if auto_class is AutoTokenizer else "an image processor"
         reason = first_line(error, consent=consent)
-        raise ValueError(f"cannot load a {kind} from {source!r}: {reason}") from error
+        raise ValueError(f"cannot load {kind} for the {who} {source}: {reason}") from error
 
 
 def _give_padding_token(tokenizer: Any, source: str) -> None:
@@ -351,7 +351,7 @@ def _config(section: Section) -> Any:
     if section.model is None:
         return None
     try:
-        options = source_options(section.model, section.revision, section.trust_remote_code)
+        options = named_source_options(section.model, section.revision, section.trust_remote_code)
         return AutoConfig.from_pretrained(section.model, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"cannot load the model {section.model!r}: {first_line(error)}") from error

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hf_distill.evaluation.curves import PLOT, training_curves
 from hf_distill.evaluation.environment import environment
+from hf_distill.evaluation.latency import Speed
 from hf_distill.evaluation.metrics import agreement, difference, of_the_same, right_in_the_same
 from hf_distill.evaluation.results import Difference, ModelResult, Results, gap_closed
 from hf_distill.hub.commit import PushResult
@@ -113,13 +114,8 @@ def _results(run: Run) -> Results:
         students["baseline"] = _measured(run, simple, *predicted["baseline"], seconds)
         trained["baseline"] = recipe.student, simple
     progress.stage("results", "timing the models side by side")
-    measured = speeds(run, of_recipe, trained)
-    teacher, *found = (
-        replace(result, **(measured[name]._asdict() if name in measured else {}))
-        for name, result in {"teacher": teacher, **students}.items()
-    )
-    students = dict(zip(students, found, strict=True))
-    student, baseline = students.pop("student"), students.pop("baseline", None)
+    students = _with_speed({"teacher": teacher, **students}, speeds(run, of_recipe, trained))
+    teacher, student, baseline = students.pop("teacher"), students.pop("student"), students.pop("baseline", None)
     first = next(iter(teacher.metrics))
     results = Results(
         task=recipe.task,
@@ -147,6 +143,13 @@ def _results(run: Run) -> Results:
         run.workspace.write_results(results.to_json())
     progress.done()
     return results
+
+
+def _with_speed(results: Mapping[str, ModelResult], measured: Mapping[str, Speed]) -> dict[str, ModelResult]:
+    return {
+        name: replace(result, **measured[name]._asdict()) if name in measured else result
+        for name, result in results.items()
+    }
 
 
 def _differences(predicted: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Difference]:

@@ -23,6 +23,7 @@ _RESULTS = "results"  # noted beside the stages
 TENSORBOARD = "tensorboard"
 """The folder of TensorBoard's events in a run's output folder, with a folder in it for each stage."""
 
+_SHOWN = 6  # settings that differ, of which a message names so many
 _NOTES = ("recipe.yaml", _MADE_OF, TENSORBOARD)
 _STAGE = re.compile(r"teacher|student|baseline|(teacher|stage)-\d+")
 
@@ -314,7 +315,8 @@ def _differing(path: Path, recipe: Recipe, stages: Sequence[str]) -> list[str]:
                 for key in old.keys() | new.keys()
                 if old.get(key) != new.get(key)
             }
-    return [lines[key] for key in sorted(lines)]
+    shown = [lines[key] for key in sorted(lines)]
+    return shown if len(shown) <= _SHOWN else [*shown[:_SHOWN], f"and {len(shown) - _SHOWN} more"]
 
 
 def _made_of(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as deepspeed_integration
 
-from hf_distill.models.sources import first_line, source_options
+from hf_distill.models.sources import first_line, named_source_options
 from hf_distill.models.tasks import AUTO_CLASSES
 
 
@@ -36,7 +36,7 @@ def load_teacher(
                 name_or_path,
                 dtype=dtype or "float32",
                 output_loading_info=True,
-                **source_options(name_or_path, revision, trust_remote_code),
+                **named_source_options(name_or_path, revision, trust_remote_code),
                 **options,
             )
     except (OSError, ValueError, ImportError) as error:

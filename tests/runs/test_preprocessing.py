@@ -128,7 +128,7 @@ class TestReaders:
 
     def test_a_processor_that_is_not_there_is_refused(self):
         """A tokenizer that knows no word, which Transformers makes where there is no file."""
-        with pytest.raises(ValueError, match="cannot load a tokenizer from 'nowhere'"):
+        with pytest.raises(ValueError, match="cannot load a tokenizer for the student nowhere"):
             text_inputs(teacher={"model": save("one")}, student={"model": save("two"), "processor": "nowhere"})
 
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
 from hf_distill.hub.card.parts import split_words
-from hf_distill.models.sources import first_line, needs_consent, source_options
+from hf_distill.models.sources import first_line, named_source_options, needs_consent
 from hf_distill.models.tasks import AUTO_CLASSES
 from hf_distill.runs.building import build_on_meta
 from hf_distill.runs.recipe.schema import Hub, Recipe, Stage, Student, Teacher
@@ -147,7 +147,10 @@ def _on_meta(section: Teacher | Student, recipe: Recipe, teacher: Any) -> Any:
     """Build a model without memory for its weights; of a checkpoint, by its config."""
     if section.model is None:
         return build_on_meta(section, recipe, recipe.data.label_names or ["0", "1"], teacher)
-    options = source_options(section.model, section.revision, section.trust_remote_code)
+    try:
+        options = named_source_options(section.model, section.revision, section.trust_remote_code)
+    except ValueError as error:
+        raise ValueError(f"cannot load the model {section.model!r}: {error}") from error
     try:
         config = AutoConfig.from_pretrained(section.model, **options)
         with torch.device("meta"):

@@ -255,6 +255,8 @@ def _section_problems(
             problems.append(f"{name}.{key}: unknown key{meant}")
         elif found := _value_problems(f"{name}.{key}", value, hints[key]):
             problems += found
+        elif key == "report_to" and (lacking := _not_installed(value)):
+            problems.append(f"{name}.report_to: {lacking}")
         elif key in _ABOVE_ZERO and value <= 0:
             problems.append(f"{name}.{key}: must be > 0, got {value}")
         else:
@@ -270,6 +272,22 @@ def _section_problems(
             field, _, rest = line.partition(" ")
             problems.append(f"{name}.{field}: {rest}" if field in own else f"{name}: {line}")
     return problems
+
+
+def _not_installed(trackers: Any) -> str | None:
+    """Say which tracker cannot be reported to, None if all can."""
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for tracker in [trackers] if isinstance(trackers, str) else trackers or []:
+        if tracker in ("none", "all"):
+            continue
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            return f"{tracker!r} is not known{_did_you_mean(tracker, sorted(INTEGRATION_TO_CALLBACK))}"
+        there = get_available_reporting_integrations()
+        if tracker not in there:
+            return f"{tracker} is not installed (pip install {tracker}); installed are {', '.join(there) or 'none'}"
+    return None
 
 
 def _value_problems(key: str, value: Any, hint: Any) -> list[str]:

@@ -274,8 +274,7 @@ class CacheBuilder:
             missing = [(each, view, numbers) for (each, view, _), numbers in zip(missing, rows_of_main, strict=True)]
         share = WorkShare(accelerator.process_index, accelerator.num_processes, args.teacher_placement == "sharded")
         total = math.ceil(sum(len(numbers) for _, _, numbers in missing) / share.num_processes)
-        disable = args.disable_tqdm or not accelerator.is_local_main_process
-        done = 0
+        done, disable = 0, args.disable_tqdm or not accelerator.is_local_main_process
         with logging.tqdm(total=total, desc="Teacher logits", unit=" rows", disable=disable) as bar:
 
             def advance(num_rows: int) -> None:

@@ -396,6 +396,11 @@ class TestOverrides:
             ),
             ("trainin.alpha=0.3", "trainin: unknown key; did you mean training?"),
             ("training.alpha=2", "training.alpha: must be in [0, 1], got 2."),
+            (
+                "training.report_to=tensorbord",
+                "training.report_to: 'tensorbord' is not known; did you mean tensorb",
+            ),
+            ("training.report_to=[wandb]", "training.report_to: wandb is not installed (pip install wandb); installed"),
             ("training={alpha: 3e-4}", "training.alpha: expected a valid number, got '3e-4' as text"),
         ],
     )
