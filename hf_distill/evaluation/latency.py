@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from hf_distill.evaluation.predictor import placed
+
 BATCH_SIZE = 32
 """Rows of the batches by which `rows_per_second` is measured."""
 
@@ -57,7 +59,7 @@ def _medians(
     models: Mapping[str, Sequence[Timed]], batches: list[list[int]], device: torch.device, precision: Callable[[], Any]
 ) -> dict[str, float]:
     made = {
-        name: [[_on(device, timed.batch_of(rows)) for rows in batches] for timed in members]
+        name: [[placed(timed.batch_of(rows), device, _dtype(timed.model)) for rows in batches] for timed in members]
         for name, members in models.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -77,8 +79,8 @@ def _medians(
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
-def _on(device: torch.device, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.to(device) for name, value in batch.items()}
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _wait(device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Run a classifier over rows: the one way in which teacher, student and baseline of a run are evaluated."""
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,13 +53,17 @@ def predict(
     with torch.random.fork_rng(devices=[]), torch.no_grad(), precision_of(args):  # a data loader draws a seed
         for batch in loader:
             labels = batch.pop("labels")
-            # Not every model converts images itself.
-            inputs = {k: v.to(args.device, dtype if v.is_floating_point() else None) for k, v in batch.items()}
+            inputs = placed(batch, args.device, dtype)
             found.append((model(**inputs).logits.float().cpu().numpy(), labels.numpy()))
     by_process = gather_object([found[:num_own]])
     ordered = [by_process[place % state.num_processes][place // state.num_processes] for place in range(len(batches))]
     logits, labels = zip(*ordered, strict=True)
     return _joined(logits), _joined(labels)
+
+
+def placed(batch: Mapping[str, torch.Tensor], device: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return a batch on a device, what floats in the type of a model's weights: not every model converts images."""
+    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in batch.items()}
 
 
 class Collate:

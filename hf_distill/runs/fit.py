@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_distill.data.fingerprints import LABEL_COLUMNS
 from hf_distill.data.token_rows import check_token_rows, check_vocabulary, token_limits
-from hf_distill.evaluation.predictor import Collate
+from hf_distill.evaluation.predictor import Collate, placed
 from hf_distill.models.sources import first_line
 from hf_distill.runs.preprocessing import Inputs, Section
 from hf_distill.runs.recipe.schema import Recipe, Student
@@ -84,7 +84,7 @@ def _check_forward(model: PreTrainedModel, batch: dict[str, Any], key: str) -> N
     device, is_training = model.device, model.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.eval()(**{name: value.to(device) for name, value in batch.items()})
+            model.eval()(**placed(batch, device, model.dtype))
     except NotImplementedError:
         return  # a step that needs values, which there are none of on the meta device
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,8 @@ class TestEnsemble:
         again = load_file("out/student/model.safetensors")
         assert all(torch.equal(weights[name], again[name]) for name in weights)
         assert second.teachers == first.teachers
-        assert second.teacher == first.teacher
+        timed = ("latency_ms", "rows_per_second")
+        assert replace(second.teacher, **dict.fromkeys(timed)) == replace(first.teacher, **dict.fromkeys(timed))
         assert second.agreement == first.agreement
 
     @pytest.mark.slow
