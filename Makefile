@@ -20,7 +20,7 @@ help: ## Show this list
 
 install: .venv/ready ## Make .venv with the package and all that work on it needs
 
-demo: .venv/usable ## Distil a digits classifier: a minute of training, after the packages are there
+demo: .venv/usable ## Distil a digits classifier: 80 seconds of training, after the packages are there
 	$(BIN)/hf-distill train recipes/vision/digits.yaml
 
 test: .venv/ready ## Run the tests in JOBS processes (2), but for the slow ones
