@@ -63,8 +63,14 @@ def fail(error: Exception) -> NoReturn:
 
 
 def in_recipe_words(line: str) -> str:
-    """Say what Python calls a keyword of the trainer as a recipe calls it."""
-    return re.sub(r"(?<![\w.])(allow_untrained_teacher)=True", r"training.\1=true", line)
+    """Say as a recipe does what Python calls a keyword of the settings: `training.bf16=true` for `bf16=True`."""
+    config = sys.modules.get("hf_distill.training.config")
+    fields = {} if config is None else config.DistillationConfig.__dataclass_fields__
+
+    def changed(found: re.Match[str]) -> str:
+        return f"training.{found[1]}={found[2].lower()}" if found[1] in fields else found[0]
+
+    return re.sub(r"(?<![\w.])(\w+)=(True|False)\b", changed, line)
 
 
 def only_ours(*, debug: bool) -> None:

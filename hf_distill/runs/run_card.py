@@ -13,7 +13,7 @@ from hf_distill.hub.card.model_card import model_card
 from hf_distill.hub.card.origins import inferred_lineage
 from hf_distill.hub.portable import portable
 from hf_distill.hub.readme import license_in, merge, read_readme
-from hf_distill.runs.recipe.reading import bundled_recipes, command_for, read_resolved, to_yaml, without_defaults
+from hf_distill.runs.recipe.reading import bundled_recipes, command_for, read_resolved, to_yaml
 from hf_distill.runs.recipe.schema import Recipe
 
 
@@ -48,6 +48,7 @@ def card_of(
     plot: bytes | None,
     *,
     repo_id: str | None = None,
+    folder: Path | None = None,
     license: str | None = None,
     plot_name: str = PLOT,
 ) -> RunCard:
@@ -56,10 +57,11 @@ def card_of(
     # A recipe of the user's own is repeated by the file that is published with the model.
     is_bundled = results.recipe in bundled_recipes()
     card = model_card(
-        without_defaults(recipe).model_dump(),
+        recipe.model_dump(),
         results,
         command_for(shared, results.recipe) if is_bundled else "hf-distill train recipe.yaml",
         repo_id=repo_id,
+        folder=None if folder is None else folder.as_posix(),
         plot=None if plot is None else plot_name,
         license=license,
     )
@@ -107,7 +109,8 @@ def save_card(run: Path, *, repo_id: str | None = None) -> tuple[Path, RunCard]:
     readme = run / "student" / "README.md"
     if not readme.parent.is_dir():
         raise ValueError(f"{run} has no student: name the file for the card, --output FILE.md")
-    made = card_of(recipe, results, training_curves(results), repo_id=repo_id, license=license_in(readme))
+    plot, license = training_curves(results), license_in(readme)
+    made = card_of(recipe, results, plot, repo_id=repo_id, folder=readme.parent, license=license)
     write_card(made, readme, readme.parent / PLOT)
     return readme, made
 

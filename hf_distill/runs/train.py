@@ -138,7 +138,7 @@ def _results(run: Run) -> Results:
     if PartialState().is_main_process:
         folder = run.workspace.model_folder("student")
         readme = folder / "README.md"
-        made = card_of(recipe, results, training_curves(results), license=license_in(readme))
+        made = card_of(recipe, results, training_curves(results), folder=folder, license=license_in(readme))
         write_card(made, readme, folder / PLOT)
         run.workspace.write_results(results.to_json())
     progress.done()

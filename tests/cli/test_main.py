@@ -285,6 +285,16 @@ class TestCommands:
         assert re.search(r"stopped in stage student at [\d,]+ of 20,000 steps", err)
         assert "Traceback" not in err
 
+    def test_messages_of_python_are_in_the_words_of_recipes(self, run, text_run, monkeypatch):
+        """A keyword of Python, for one who has a YAML file."""
+
+        def fails(*_: object, **__: object) -> None:
+            raise ValueError("it is untrained: set allow_untrained_teacher=True, or top_k=True of another")
+
+        monkeypatch.setattr("hf_distill.runs.train.distill", fails)
+        line = run("train", "x.yaml")[2].splitlines()[0]
+        assert line == "error: it is untrained: set training.allow_untrained_teacher=true, or top_k=True of another"
+
     def test_an_error_of_a_library_is_one_line(self, run, text_run, monkeypatch):
         """Forty lines of a library's depths for a mistake of the user's, or of ours."""
 

@@ -1,9 +1,12 @@
 """Splits and columns of every kind of local data set."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from PIL import Image
@@ -391,3 +394,24 @@ def test_reordered_labels_name_the_same_classes(task):
     for rows in reordered.named().values():
         indices = [label[0] if task == TOKENS else label for label in rows["labels"]]
         assert [None if i == -100 else reordered.label_names[i] for i in indices] == labels
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array(["a", "b"] * 3, pa.string_view()), ["a", "b"]),
+        (pa.array(["a", "b"] * 3, pa.large_string()), ["a", "b"]),
+        (pa.array(["a", "b"] * 3).dictionary_encode(), ["a", "b"]),
+        (pa.array([Decimal("1.00"), Decimal("0.00")] * 3), ["0", "1"]),
+        (pa.array([Decimal(1), Decimal(0)] * 3, pa.decimal256(40, 0)), ["0", "1"]),
+        (pa.array([1, 0] * 3, pa.uint8()), ["0", "1"]),
+    ],
+)
+def test_labels_and_texts_of_other_types_of_arrow_are_read(values, expected):
+    """What Polars, Spark and databases write: no column of text, or labels that are none."""
+    texts = pa.array([f"film {i}" for i in range(6)], pa.string_view())
+    pq.write_table(pa.table({"text": texts, "label": values}), "x.parquet")
+    splits = prepare_splits(load_rows(path="x.parquet"), "text-classification", eval_split="train[:2]")
+    assert list(splits.label_names) == expected
+    assert splits.train["text"][:] == [f"film {i}" for i in range(6)]
+    assert set(splits.train["labels"]) == {0, 1}

@@ -88,10 +88,19 @@ class TestWhoseFolder:
     def test_settings_that_change_no_result_may_change(self):
         """A stopped run of hours given up, to see it in TensorBoard or to save it more often."""
         leave_a_run()
-        free = {"logging_steps": 3, "save_steps": 7, "save_total_limit": 2, "report_to": ["tensorboard"]}
+        free = {
+            "logging_steps": 3,
+            "eval_strategy": "steps",
+            "eval_steps": 7,
+            "save_steps": 7,
+            "save_total_limit": 2,
+            "report_to": ["tensorboard"],
+        }
         begun(recipe(**free)).release()
         assert "logging_steps: 3" in contents()["recipe.yaml"]
-        with pytest.raises(ValueError, match=r"training\.save_steps: 'unset' -> 7"):  # by its steps the best is chosen
+        with pytest.raises(
+            ValueError, match=r"training\.eval_steps: 'unset' -> 7; .*and 2 more"
+        ):  # by its steps the best is chosen
             Workspace(OUT, recipe(**free, load_best_model_at_end=True))
 
     def test_a_run_that_came_to_nothing_gives_way_to_other_settings(self):

@@ -117,6 +117,14 @@ def _gain(results: Results) -> str:
             f"**It does not beat the baseline** ({metric} {student:.4f} against {baseline:.4f}): no gain from the "
             "teacher is shown."
         )
+    paired = results.differences.get("student_baseline")
+    if paired is not None:
+        low, high = (f"{100 * bound:+.1f}" for bound in paired.interval)
+        told = "**No gain over the baseline is shown**" if not paired.is_certain else "It is better than the baseline"
+        return (
+            f"{told}: on these {paired.num_rows:,} rows their accuracies differ by {100 * paired.value:+.1f} points, "
+            f"with a 95% interval of {low} to {high}, which knows nothing of other seeds."
+        )
     known = _interval(results)
     if known is None or metric != "accuracy":
         return (

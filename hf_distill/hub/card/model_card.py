@@ -25,10 +25,11 @@ def model_card(
     command: str,
     *,
     repo_id: str | None = None,
+    folder: str | None = None,
     plot: str | None = None,
     license: str | None = None,
 ) -> ModelCard:
-    """Fill in the card of a distilled student."""
+    """Fill in the card of a distilled student; before it is published, its snippets load it from its folder."""
     lineage = results.lineage or inferred_lineage(recipe)
     origins = Origins(recipe, lineage)
     shared = portable(recipe, lineage)
@@ -52,7 +53,7 @@ def model_card(
         summary=" ".join([*verdict(results), summary(results)]),
         lineage=lineage_table(origins, results),
         making=list(_making(shared, results, source)),
-        usage=usage(shared, results, name),
+        usage=usage(shared, results, repo_id or folder or name),
         limits=limits(shared, results),
         plot=plot,
         of_run={

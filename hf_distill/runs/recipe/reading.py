@@ -1,7 +1,7 @@
 """A recipe: the YAML file that says what is distilled into what, on which data, and how."""
 
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from hf_distill.runs.recipe.validation import (
     settle_consent,
     training_problems,
     with_all_settings,
-    without_default_settings,
 )
 
 _BUNDLED = Path(__file__).parent / "bundled"  # in a wheel
@@ -148,20 +147,11 @@ def to_yaml(recipe: Recipe) -> str:
 
 def with_all(recipe: Recipe) -> Recipe:
     """Return a recipe with the defaults that decide the result of its trainings."""
-    return _with_trainings(recipe, with_all_settings)
-
-
-def without_defaults(recipe: Recipe) -> Recipe:
-    """Return a recipe without the settings that its trainings would have anyway, as people would write it."""
-    return _with_trainings(recipe, without_default_settings)
-
-
-def _with_trainings(recipe: Recipe, change: Callable[..., dict[str, Any]]) -> Recipe:
     values = recipe.model_dump()
     for teacher in values["teacher"] if isinstance(values["teacher"], list) else [values["teacher"]]:
         if teacher["training"] is not None:
-            teacher["training"] = change(teacher["training"], is_teacher=True)
-    return Recipe.model_validate({**values, "training": change(values["training"], is_teacher=False)})
+            teacher["training"] = with_all_settings(teacher["training"], is_teacher=True)
+    return Recipe.model_validate({**values, "training": with_all_settings(values["training"], is_teacher=False)})
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

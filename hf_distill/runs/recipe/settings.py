@@ -26,11 +26,12 @@ _NOT_TRAINING = {
 _OF_THE_MACHINE = ("use_cpu", "ddp_backend", "ddp_timeout")
 
 
-# What of a training decides how it is shown, saved and reported, and nothing of what it makes.
+# What of a training decides how it is shown, evaluated, saved and reported, and nothing of what it makes.
 _OF_NO_RESULT = {
     *("logging_first_step", "logging_nan_inf_filter", "logging_steps", "logging_strategy"),
     *("disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "skip_memory_metrics"),
     *("report_to", "run_name", "project", "trackio_space_id", "include_num_input_tokens_seen"),
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size"),
     *("save_on_each_node", "save_steps", "save_strategy", "save_total_limit"),
     *("allow_untrained_teacher", "teacher_logits_dir"),
 }

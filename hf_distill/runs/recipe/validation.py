@@ -163,13 +163,12 @@ _DEFAULTS = {
 }
 
 _MANY_EPOCHS = 20
-_ALWAYS_SHOWN = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "alpha", "temperature")
 # Of what a recipe may leave out, what decides the result; a run's recipe.yaml has it in full.
 _DECIDING = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
     *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16"),
-    *("train_sampling_strategy", "dataloader_drop_last", "eval_strategy", "load_best_model_at_end"),
+    *("train_sampling_strategy", "dataloader_drop_last", "load_best_model_at_end"),
 )
 
 # Transformers finds these out in the middle of a run, or trains for no step and says nothing.
@@ -216,17 +215,6 @@ def with_all_settings(training: Mapping[str, Any], *, is_teacher: bool) -> dict[
     names = [*_DECIDING, *(() if is_teacher else ("alpha", "temperature", "schedule"))]
     chosen = with_defaults(training)
     return {**{name: chosen.get(name, fields[name].default) for name in names}, **training}
-
-
-def without_default_settings(training: Mapping[str, Any], *, is_teacher: bool) -> dict[str, Any]:
-    """Return the settings of a training without those that it would have anyway, but for the first few of all."""
-    kept = dict(training)
-    for name in training.keys() - {*_ALWAYS_SHOWN}:
-        rest = {other: value for other, value in training.items() if other != name}
-        known = with_all_settings(rest, is_teacher=is_teacher)
-        if name in known and known[name] == kept[name]:
-            del kept[name]
-    return kept
 
 
 def marked(*marks: str) -> frozenset[str]:

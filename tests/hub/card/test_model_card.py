@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification, BertForTokenClassif
 
 from hf_distill.data.images import check_images
 from hf_distill.evaluation.curves import PLOT, training_curves
-from hf_distill.evaluation.results import ModelResult, Results
+from hf_distill.evaluation.results import Difference, ModelResult, Results
 from hf_distill.hub.card.model_card import model_card, verify
 from hf_distill.hub.card.parts import TEMPLATE
 from hf_distill.hub.readme import merge
@@ -373,6 +373,26 @@ class TestFacts:
         """A license that the card overrules."""
         recipe, found = scenario("single_teacher")
         assert card_of(recipe, found, license="gpl-3.0").card.data.license == "gpl-3.0"
+
+    @pytest.mark.parametrize(
+        ("error", "words"),
+        [
+            (
+                0.004,
+                "It is better than the baseline: on these 900 rows their accuracies differ by +1.0 points, with a 95%",
+            ),
+            (0.006, "**No gain over the baseline is shown**: on these 900 rows their accuracies differ by +1.0 points"),
+        ],
+    )
+    def test_the_gain_is_told_by_the_rows_on_which_the_two_differ(self, error, words):
+        """A verdict in the terminal, and another one in the card."""
+        recipe, found = scenario("single_teacher")
+        better = replace(found.student, metrics={**found.student.metrics, "accuracy": 0.9})
+        worse = replace(found.baseline or found.student, metrics={**found.student.metrics, "accuracy": 0.89})
+        told = replace(
+            found, student=better, baseline=worse, differences={"student_baseline": Difference(0.01, error, 900)}
+        )
+        assert words in card_of(recipe, told).card.text
 
     @pytest.mark.parametrize(
         ("student", "baseline", "words"),
