@@ -30,7 +30,8 @@ class Lines(Progress):
         self._number, self._of = 0, 0
         self.name, self._unit = "", "steps"
         self._num_steps, self._tenth = 0, 0
-        self._start = self._begun = 0.0
+        self._start = 0.0
+        self._later: dict[str, int] = {}  # the steps of stages that have not begun
         self._first = self._at = 0
         self._metrics: Mapping[str, float] = {}
 
@@ -40,9 +41,9 @@ class Lines(Progress):
         of = f" at {self._at:,} of {self._num_steps:,} {self._unit}" if self._num_steps else ""
         return f"in stage {self.name}{of}" if self.name else "before the first stage"
 
-    def begin(self, num_stages: int) -> None:
-        """Take note of how many stages there are."""
-        self._of, self._begun = num_stages, time.monotonic()
+    def begin(self, num_stages: int, steps: Mapping[str, int] | None = None) -> None:
+        """Take note of how many stages there are, and of their steps."""
+        self._of, self._later = num_stages, dict(steps or {})
 
     def data(self, lines: Sequence[tuple[str, str]], odd: Sequence[str]) -> None:
         """Show the rows, the classes and the lengths, and what is odd."""
@@ -55,6 +56,7 @@ class Lines(Progress):
         """Show that a stage begins."""
         self._finish()
         self._number += name != "soft targets"
+        self._later.pop(name, None)
         self.name, self._unit, self._num_steps, self._tenth = name, unit, num_steps or 0, 0
         self._start, self._first, self._at, self._metrics = time.monotonic(), start, start, {}
         steps = f", {num_steps:,} {unit}" if num_steps else ""
@@ -70,7 +72,7 @@ class Lines(Progress):
             return
         self._tenth = tenth
         shown = [f"{10 * tenth} %", *([] if loss is None else [f"loss {loss:.4f}"]), *self._shown()]
-        self._line(f"      {', '.join(shown)}, {duration(self._left())} left")
+        self._line(f"      {', '.join(shown)}, {self._left_in_words()}")
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the metrics for the next line."""
@@ -80,6 +82,7 @@ class Lines(Progress):
         """Show a stage that was finished before."""
         self._finish()
         self._number += 1
+        self._later.pop(name, None)
         self._line(f"[{self._number}/{self._of}] {name}: {what}")
 
     def done(self, text: str = "") -> None:
@@ -97,6 +100,12 @@ class Lines(Progress):
     def _left(self) -> float:
         done = max(self._at - self._first, 1)
         return (time.monotonic() - self._start) / done * (self._num_steps - self._at)
+
+    def _left_in_words(self) -> str:
+        """Say how long the stage will take, and, as later stages were as fast, the run."""
+        left, done = self._left(), max(self._at - self._first, 1)
+        later = sum(self._later.values()) * (time.monotonic() - self._start) / done if self._unit == "steps" else 0.0
+        return f"{duration(left)} left" + (f" (run: {duration(left + later)})" if later else "")
 
     def _shown(self) -> list[str]:
         return [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in self._metrics.items() if name != "loss"]
@@ -140,7 +149,7 @@ class Bars(Lines):
         rate = (step - self._first) / max(now - self._start, 1e-9)
         parts = [f"{100 * step // self._num_steps:3d} %", f"{rate:,.1f} {self._unit}/s"]
         parts += [] if loss is None else [f"loss {loss:.3f}"]
-        parts += [*self._shown(), f"{duration(self._left())} left"]
+        parts += [*self._shown(), self._left_in_words()]
         self._bar.update(self._task, completed=step, shown="  ".join(parts))
         self._bar.refresh()
 

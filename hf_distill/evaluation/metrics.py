@@ -151,6 +151,20 @@ def of_the_same(
     return np.concatenate(of_student), np.concatenate(of_teacher)
 
 
+def per_class(logits: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, int | float]]:
+    """Return rows, precision, recall and F1 of each class, of the rows or words that have a label; see `Results`."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    known = labels != MISSING_LABEL
+    found = precision_recall_fscore_support(
+        labels[known], logits[known].argmax(-1), labels=range(len(names)), zero_division=0
+    )
+    return {
+        name: {"rows": int(rows), "precision": float(precision), "recall": float(recall), "f1": float(f1)}
+        for name, precision, recall, f1, rows in zip(names, *found, strict=True)
+    }
+
+
 def right_in_the_same(
     logits: np.ndarray, labels: np.ndarray, other: np.ndarray, other_labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

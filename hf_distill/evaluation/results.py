@@ -89,6 +89,8 @@ class Results:
             folder), `revision` (its commit), `license` (None where unknown) and `seed` of the training done here;
             `dataset` has `id` and `revision`. No local path is in it.
         curves: what each trained stage logged, by step; see `curve`.
+        per_class: of the student: `rows`, `precision`, `recall` and `f1` by the name of the class; 0 for one that has
+            no rows, or that was never predicted.
         differences: of accuracies, by `student_baseline` (the student's less the baseline's), `teacher_baseline` and
             `student_teacher`; empty if accuracy is not among the metrics.
     """
@@ -109,6 +111,7 @@ class Results:
     lineage: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[dict[str, int | float]]] = field(default_factory=dict)
     differences: dict[str, Difference] = field(default_factory=dict)
+    per_class: dict[str, dict[str, int | float]] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, ModelResult]:

@@ -19,8 +19,8 @@ class Progress:
         """Say how far the run came."""
         return "on the way"
 
-    def begin(self, num_stages: int) -> None:
-        """Take note of how many stages there are."""
+    def begin(self, num_stages: int, steps: Mapping[str, int] | None = None) -> None:
+        """Take note of how many stages there are, and of how many steps each is expected to have."""
 
     def data(self, lines: Sequence[tuple[str, str]], odd: Sequence[str]) -> None:
         """Take note of what the data look like, and what is odd about them."""

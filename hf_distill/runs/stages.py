@@ -250,6 +250,13 @@ class Run:
         trainer.remove_callback(PrinterCallback)  # the progress tells it
         return trainer
 
+    def expected_steps(self, stage: str) -> int:
+        """Return how many steps a stage will most likely have."""
+        args = self.settings.of(stage)
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        per_epoch = max(-(-len(self.splits.train) // rows), 1)
+        return args.max_steps if args.max_steps > 0 else round(per_epoch * args.num_train_epochs)
+
     def _told(self, stage: str, section: Section, members: Sequence[Member]) -> StageCallback:
         """Return the callback by which the progress of a stage is told."""
         what = "training on the labels" if isinstance(section, Teacher) else "the same student on the labels alone"

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_distill.evaluation.curves import PLOT, training_curves
 from hf_distill.evaluation.environment import environment
 from hf_distill.evaluation.latency import Speed
-from hf_distill.evaluation.metrics import agreement, difference, of_the_same, right_in_the_same
+from hf_distill.evaluation.metrics import agreement, difference, of_the_same, per_class, right_in_the_same
 from hf_distill.evaluation.results import Difference, ModelResult, Results, gap_closed
 from hf_distill.hub.commit import PushResult
 from hf_distill.hub.destination import Destination
@@ -80,7 +80,7 @@ def _destination(hub: Hub) -> Destination:
 def _results(run: Run) -> Results:
     """Go through the run, write results.json and the card."""
     recipe, progress = run.recipe, run.progress
-    progress.begin(len(recipe.stage_names()) + 1)
+    progress.begin(len(recipe.stage_names()) + 1, {stage: run.expected_steps(stage) for stage in recipe.stage_names()})
     if run.is_finished():
         progress.done("All of it was finished before: these are its results.")
         return Results.read(run.workspace.path)
@@ -134,6 +134,7 @@ def _results(run: Run) -> Results:
         lineage=run.lineage(model),
         curves=run.curves,
         differences=_differences(predicted) if "accuracy" in teacher.metrics else {},
+        per_class=per_class(logits, labels, run.splits.label_names),
     )
     if PartialState().is_main_process:
         folder = run.workspace.model_folder("student")

@@ -94,7 +94,7 @@ def test_the_repository_is_named_in_title_and_snippets(run, folder):
     """Snippets with somebody else's name in them."""
     assert run(folder, "--repo-id", "lovelace/tiny")[0] == 0
     text = (folder / "student" / "README.md").read_text()
-    assert "# tiny\n" in text
+    assert "\n# tiny: text classifier for " in text
     assert 'from_pretrained("lovelace/tiny")' in text
     assert "- name: tiny\n" in text
 

@@ -9,7 +9,7 @@ from hf_distill.cli.progress import Bars, Lines, duration, progress_for
 
 
 def go_through(progress) -> None:
-    progress.begin(3)
+    progress.begin(3, {"teacher": 100, "student": 200, "baseline": 300})
     progress.data([("rows", "train 4"), ("files", "x.csv")], ["2 rows are odd"])
     progress.found("teacher", "trained before (3.0 s)")
     progress.stage("soft targets", "computing the teacher's soft targets", 40, unit="rows")
@@ -26,7 +26,7 @@ def test_a_pipe_gets_a_line_for_each_stage_and_each_tenth_of_it(capsys):
     """A log of ten thousand carriage returns, or one that is silent for an hour."""
     go_through(Lines())
     out, err = capsys.readouterr()
-    lines = [re.sub(r"[\d.]+ s( left)?$", "T", line) for line in out.splitlines()]
+    lines = [re.sub(r"[\d.]+ s( left \(run: [\d.]+ s\))?$", "T", line) for line in out.splitlines()]
     assert err == "warning: data: 2 rows are odd\n"
     assert lines[:6] == [
         "rows      train 4",

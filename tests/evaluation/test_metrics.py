@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from hf_distill.evaluation.metrics import LOCAL_METRICS, Metrics, agreement
+from hf_distill.evaluation.metrics import LOCAL_METRICS, Metrics, agreement, per_class, right_in_the_same
 
 NAMES = ("red", "green", "blue")
 RANDOM = np.random.default_rng(0)
@@ -115,3 +115,25 @@ class TestAgreement:
         """Padding, on which both say anything."""
         student, teacher = np.eye(3)[[[0, 1, 2]]], np.eye(3)[[[0, 2, 2]]]
         assert agreement(student, teacher, np.array([[0, 1, -100]])) == 0.5
+
+
+def test_each_class_is_measured_on_rows_that_have_a_label():
+    """A class without rows that divides by zero; a row without a label counted as a mistake."""
+    logits = np.eye(3)[[0, 0, 1, 1, 0]]
+    found = per_class(logits, np.asarray([0, 1, 1, 1, -100]), ["a", "b", "c"])
+    assert found["a"] == {"rows": 1, "precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3)}
+    assert found["b"] == {"rows": 3, "precision": 1.0, "recall": pytest.approx(2 / 3), "f1": pytest.approx(0.8)}
+    assert found["c"] == {"rows": 0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+def test_two_models_are_compared_on_the_same_rows_and_words():
+    """A student of words cut off sooner than its teacher, compared with another word's label."""
+    logits, other = np.eye(2)[[0, 1, 1]], np.eye(2)[[0, 0, 1]]
+    one, two = right_in_the_same(logits, np.asarray([0, 1, -100]), other, np.asarray([0, 1, 1]))
+    assert (one.tolist(), two.tolist()) == ([True, True], [True, False])
+    tokens = np.eye(2)[[[0, 1, 0], [1, 1, 0]]]
+    labels = np.asarray([[-100, 1, 0], [1, -100, -100]])
+    longer = np.eye(2)[[[0, 0, 1, 0], [0, 1, 1, 0]]]
+    of_longer = np.asarray([[-100, -100, 1, 0], [1, 1, -100, -100]])
+    one, two = right_in_the_same(tokens, labels, longer, of_longer)
+    assert (one.tolist(), two.tolist()) == ([True, True, True], [True, True, False])

@@ -34,8 +34,8 @@ class CardInfo:
         limits: a line each.
         plot: the name of a picture, and `plot_words` what it shows.
         is_distilled: it has a teacher.
-        of_run: what only a run knows: `num_eval_rows`, `eval_split`, `moment`, `seed`, `has_baseline`, `command`,
-            `shortened` and `code_of_others`.
+        of_run: what only a run knows: `per_class`, `meant_for`, `num_eval_rows`, `eval_split`, `moment`, `seed`,
+            `has_baseline`, `command`, `shortened` and `code_of_others`.
     """
 
     title: str

@@ -39,7 +39,7 @@ def model_card(
     source = origins.dataset or data["dataset"] or data["path"]
     on_hub = [origins.dataset] if origins.dataset and ":" not in origins.dataset else []
     info = CardInfo(
-        title=repo_id.split("/")[-1] if repo_id else results.recipe,
+        title=_title(results.task, source, results.data.get("label_names") or [], repo_id),
         model_name=name.split("/")[-1],
         origins=origins,
         license=chosen,
@@ -63,6 +63,8 @@ def model_card(
             "seed": training.get("seed", 42),
             "has_baseline": results.baseline is not None,
             "code_of_others": code_of_others(shared),
+            "per_class": _per_class(results),
+            "meant_for": _meant_for(results, source),
             "command": command,
             "shortened": origins.has_local or recipe["data"]["path"] is not None,
         },
@@ -134,6 +136,42 @@ def _names(metrics: Sequence[str | Mapping[str, Any]]) -> list[str]:
 
 
 # ---- Words ----
+
+
+_KINDS = {
+    "text-classification": ("Text", "texts"),
+    "token-classification": ("Word", "the words of texts"),
+    "image-classification": ("Image", "images"),
+}
+_MOST_CLASSES = 30  # that a table has
+
+
+def _title(task: str, source: str, labels: Sequence[str], repo_id: str | None) -> str:
+    kind = _KINDS.get(task, ("A", ""))[0]
+    kind = kind if repo_id is None else f"{repo_id.split('/')[-1]}: {kind.lower()}"
+    named = f": {', '.join(labels)}" if 0 < len(labels) <= 3 else f", {len(labels)} classes" if labels else ""
+    return f"{kind} classifier for {source}{named}"
+
+
+def _meant_for(results: Results, source: str) -> str:
+    labels = results.data.get("label_names") or []
+    shown = ", ".join(labels[:_MOST_CLASSES]) + (" ..." if len(labels) > _MOST_CLASSES else "")
+    what = _KINDS.get(results.task, ("", "inputs"))[1]
+    return (
+        f"It tells which of these {what} like those of {source} are: {shown or 'its labels'}. Try it on data of your "
+        "own before you rely on it (`hf-distill evaluate`), and let a person look at what it decides about people."
+    )
+
+
+def _per_class(results: Results) -> str | None:
+    """Return a table of the student's precision, recall and F1 for each class; None if they are not known, or many."""
+    if not 0 < len(results.per_class) <= _MOST_CLASSES:
+        return None
+    rows = [
+        f"| {name} | {int(each['rows']):,} | {each['precision']:.3f} | {each['recall']:.3f} | {each['f1']:.3f} |"
+        for name, each in results.per_class.items()
+    ]
+    return "\n".join(["| class | rows | precision | recall | F1 |", "| --- | ---: | ---: | ---: | ---: |", *rows])
 
 
 def _making(recipe: Mapping[str, Any], results: Results, source: str) -> Iterator[tuple[str, str]]:
