@@ -1,5 +1,6 @@
 """What all commands share: the application, its arguments, and how it prints."""
 
+import os
 import re
 import sys
 import traceback
@@ -71,6 +72,11 @@ def in_recipe_words(line: str) -> str:
         return f"training.{found[1]}={found[2].lower()}" if found[1] in fields else found[0]
 
     return re.sub(r"(?<![\w.])(\w+)=(True|False)\b", changed, line)
+
+
+def is_first_process() -> bool:
+    """Tell whether this is the process that prints; Accelerate, whose state depends on settings, is not asked."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def only_ours(*, debug: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from hf_distill.cli.console import print_warnings
+from hf_distill.cli.console import is_first_process, print_warnings
 from hf_distill.runs.progress import Progress
 
 _LINES_OF_EVALUATION = 10  # of a stage; the bar shows all of them
@@ -17,8 +17,8 @@ _OF_TRAIN = ("rows", "classes", "lengths", "sizes")  # the lines of the data's s
 
 
 def progress_for(*, quiet: bool) -> Progress:
-    """Return what shows a run here."""
-    if quiet:
+    """Return what shows a run here; of several processes the first one does."""
+    if quiet or not is_first_process():
         return Progress()
     return Bars() if sys.stdout.isatty() else Lines()
 

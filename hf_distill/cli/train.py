@@ -12,6 +12,7 @@ from hf_distill.cli.console import (
     QuietOption,
     RecipeArgument,
     app,
+    is_first_process,
     only_ours,
     print_outgoing,
     print_published,
@@ -44,7 +45,7 @@ def train(
     from hf_distill.runs.recipe.reading import load_recipe, recipe_name
 
     name = recipe_name(recipe)
-    if not quiet:
+    if not quiet and is_first_process():
         typer.echo(f"{name}: reading the recipe and loading the libraries")
     loaded = load_recipe(recipe, overrides or [])
     from accelerate import PartialState
@@ -54,7 +55,7 @@ def train(
     from hf_distill.training.distributed import shutdown_processes
 
     only_ours(debug=debug)
-    progress = progress_for(quiet=quiet or not PartialState().is_main_process)
+    progress = progress_for(quiet=quiet)
     try:
         results = distill(loaded, name, overwrite=overwrite, progress=progress)
     except KeyboardInterrupt:
@@ -129,7 +130,7 @@ def cache(
     if to is not None and not dry_run and PartialState().is_main_process:
         check_destination(to)
     only_ours(debug=debug)
-    progress = progress_for(quiet=quiet or not PartialState().is_main_process)
+    progress = progress_for(quiet=quiet)
     try:
         cached = cache_soft_targets(loaded, recipe_name(recipe), progress=progress)
     except KeyboardInterrupt:

@@ -86,3 +86,6 @@ def test_quiet_shows_nothing(capsys, monkeypatch):
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(shown.sys.stdout, "isatty", lambda: True, raising=False)
     assert isinstance(progress_for(quiet=False), Bars)
+    monkeypatch.setenv("RANK", "1")
+    go_through(progress_for(quiet=False))
+    assert capsys.readouterr() == ("", "")
