@@ -54,11 +54,13 @@ def fail(error: Exception) -> NoReturn:
     elif not isinstance(error, ValueError | OSError):  # of a library, and may go on for pages
         text = f"{type(error).__name__}: {(text or 'no message').splitlines()[0]}"
     lines = [line for line in (text or type(error).__name__).splitlines() if line.strip()]
-    for line in lines[:_MOST_LINES]:
+    is_of_recipe = type(error).__name__ == "RecipeError"  # whose problems are told all at once
+    most = len(lines) if is_of_recipe else _MOST_LINES
+    for line in lines[:most]:
         typer.echo(f"error: {in_recipe_words(line)}", err=True)
-    if len(lines) > _MOST_LINES:
-        typer.echo(f"error: and {len(lines) - _MOST_LINES} more", err=True)
-    if "--debug" not in sys.argv and type(error).__name__ != "RecipeError":
+    if len(lines) > most:
+        typer.echo(f"error: and {len(lines) - most} more lines", err=True)
+    if "--debug" not in sys.argv and not is_of_recipe:
         typer.echo("(--debug shows where it happened)", err=True)
     sys.exit(2)
 

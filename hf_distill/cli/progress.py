@@ -10,7 +10,7 @@ import typer
 from hf_distill.cli.console import is_first_process, print_warnings
 from hf_distill.runs.progress import Progress
 
-_LINES_OF_EVALUATION = 10  # of a stage; the bar shows all of them
+_WIDE = 100  # columns of a terminal that has room for all that a bar shows
 
 
 _OF_TRAIN = ("rows", "classes", "lengths", "sizes")  # the lines of the data's summary that a run shows
@@ -105,7 +105,7 @@ class Lines(Progress):
         """Say how long the stage will take, and, as later stages were as fast, the run."""
         left, done = self._left(), max(self._at - self._first, 1)
         later = sum(self._later.values()) * (time.monotonic() - self._start) / done if self._unit == "steps" else 0.0
-        return f"{duration(left)} left" + (f" (run: {duration(left + later)})" if later else "")
+        return f"{duration(left)} left" + (f", run {duration(left + later)}" if later else "")
 
     def _shown(self) -> list[str]:
         return [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in self._metrics.items() if name != "loss"]
@@ -122,6 +122,7 @@ class Bars(Lines):
         from rich.console import Console
 
         self._console = Console(highlight=False)
+        self._is_narrow = self._console.width < _WIDE
         self._bar: Any = None
         self._evaluations = 0
 
@@ -133,7 +134,11 @@ class Bars(Lines):
         super().stage(name, what, num_steps, unit=unit, start=start)
         self._evaluations = 0
         if num_steps:
-            columns = (TextColumn("      {task.description}"), BarColumn(24), TextColumn("{task.fields[shown]}"))
+            columns = (
+                TextColumn("      {task.description}"),
+                BarColumn(6 if self._is_narrow else 12),
+                TextColumn("{task.fields[shown]}"),
+            )
             self._bar = RichProgress(*columns, console=self._console, transient=True, auto_refresh=False)
             self._task = self._bar.add_task(name, total=num_steps, completed=start, shown="")
             self._bar.start()
@@ -147,9 +152,10 @@ class Bars(Lines):
             return
         self._last = now
         rate = (step - self._first) / max(now - self._start, 1e-9)
-        parts = [f"{100 * step // self._num_steps:3d} %", f"{rate:,.1f} {self._unit}/s"]
+        parts = [f"{100 * step // self._num_steps:3d} %", f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"]
         parts += [] if loss is None else [f"loss {loss:.3f}"]
-        parts += [*self._shown(), self._left_in_words()]
+        parts += [] if self._is_narrow else self._shown()  # evaluations have lines of their own
+        parts.append(self._left_in_words())
         self._bar.update(self._task, completed=step, shown="  ".join(parts))
         self._bar.refresh()
 

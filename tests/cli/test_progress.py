@@ -26,7 +26,7 @@ def test_a_pipe_gets_a_line_for_each_stage_and_each_tenth_of_it(capsys):
     """A log of ten thousand carriage returns, or one that is silent for an hour."""
     go_through(Lines())
     out, err = capsys.readouterr()
-    lines = [re.sub(r"[\d.]+ s( left \(run: [\d.]+ s\))?$", "T", line) for line in out.splitlines()]
+    lines = [re.sub(r"[\d.]+ s( left, run [\d.]+ s)?$", "T", line) for line in out.splitlines()]
     assert err == "warning: data: 2 rows are odd\n"
     assert lines[:6] == [
         "rows      train 4",
@@ -52,6 +52,11 @@ def test_a_terminal_shows_a_bar_and_some_evaluations(capsys, monkeypatch):
     assert "[2/3] student: distilling, 200 steps (goes on at step 100)" in out
     assert "step 200: loss 0.5000, accuracy 1.0000" in out
     assert 3 <= out.count(": loss 0.5000") <= 10
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out)
+    bars = [line.strip() for line in re.split(r"[\r\n]", plain) if "/s  " in line]
+    assert bars
+    assert max(map(len, bars)) < 80
+    assert any(line.startswith("student ") and "  loss 0.0" in line and " left, run " in line for line in bars)
 
 
 def test_where_it_was_stopped_is_known():
