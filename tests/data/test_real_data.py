@@ -5,7 +5,7 @@ import pytest
 from hf_distill.runs.recipe.reading import command_for, load_recipe
 from hf_distill.runs.train import distill
 
-FEW = ("use_cpu=true", "max_steps=2", "disable_tqdm=true", "per_device_eval_batch_size=64")
+FEW = ("use_cpu=true", "max_steps=2", "disable_tqdm=true", "per_device_eval_batch_size=64", 'eval_strategy="no"')
 SHORT = [f"{section}.{setting}" for section in ("training", "teacher.training") for setting in FEW]
 
 
@@ -28,6 +28,7 @@ def test_sst2_minilm(test_data):
     command = command_for(recipe, "text/sst2_minilm")
     assert "data.path=sst2" in command
     assert "training.use_cpu=true" in command
+    assert """'training.eval_strategy="no"'""" in command  # a bare no would be read as false
     assert str(test_data) not in command
 
 

@@ -247,7 +247,7 @@ class TestARun:
         Path("out/results.json").unlink()
         assert run(values).student.metrics == found.student.metrics
         usage = Path("out/student/README.md").read_text()
-        assert 'AutoModelForSequenceClassification.from_pretrained("your-name/x", trust_remote_code=True)' in usage
+        assert 'AutoModelForSequenceClassification.from_pretrained("out/student", trust_remote_code=True)' in usage
 
     def test_a_stage_that_teaches_is_loaded_with_its_own_consent(self):
         """An assistant with code of its own, refused when its student is trained in another process."""

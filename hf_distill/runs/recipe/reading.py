@@ -1,5 +1,6 @@
 """A recipe: the YAML file that says what is distilled into what, on which data, and how."""
 
+import json
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -137,6 +138,8 @@ def _by_key(recipe: Recipe) -> dict[str, Any]:
 def _on_command_line(value: Any) -> str:
     if isinstance(value, str) and (value.startswith((".", "~", "/")) or Path(value).exists()):
         return Path(value).name
+    if isinstance(value, str) and not isinstance(yaml.safe_load(value), str):  # a bare no is false
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
