@@ -20,6 +20,8 @@ from hf_distill.runs.recipe.schema import (
     Stage,
     Student,
     Teacher,
+    Unlabelled,
+    Vocabulary,
 )
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -29,7 +31,9 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "teacher": Teacher,
     "teacher.specialist": SpecialistSettings,
     "student": Student,
+    "data.unlabelled": Unlabelled,
     "student.from_teacher": FromTeacher,
+    "student.from_teacher.vocabulary": Vocabulary,
     "stages, each": Stage,
     "metrics, each that is a mapping": Metric,
     "hub": Hub,

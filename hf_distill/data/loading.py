@@ -9,11 +9,13 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, LargeList, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Image, LargeList, List, Value
 
 from hf_distill.data.csv_files import csv_files, reading_options
-from hf_distill.data.labels import index_labels, is_text
+from hf_distill.data.digits import sklearn_digits
+from hf_distill.data.labels import MISSING_LABEL, index_labels, is_text
 from hf_distill.data.splitting import KEYS, check_splits, draw
+from hf_distill.data.unlabelled import with_unlabelled
 
 _EVAL_SPLITS = ("validation", "valid", "dev", "test")
 _FILE_TYPES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
@@ -47,6 +49,13 @@ class Splits:
     label_names: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
+    @property
+    def labelled(self) -> Dataset:
+        """Return the training rows that have a label."""
+        labels = self.train.with_format("numpy")["labels"][:]
+        places = [place for place, label in enumerate(labels) if np.any(np.asarray(label) != MISSING_LABEL)]
+        return self.train if len(places) == len(self.train) else self.train.select(places)
+
     def named(self) -> dict[str, Dataset]:
         """Return the splits that there are, by role."""
         present = {"train": self.train, "evaluation": self.evaluation}
@@ -68,7 +77,7 @@ def load_rows(
         ValueError: there is no such data set, or it cannot be read.
     """
     if dataset == "sklearn:digits":
-        return _sklearn_digits()
+        return sklearn_digits()
     if dataset is not None and dataset.startswith("sklearn:"):
         raise ValueError(f"data.dataset: {dataset!r} is not known; of scikit-learn's data sets, sklearn:digits is")
     if dataset is not None and Path(dataset).exists():
@@ -144,26 +153,6 @@ def _reason(error: Exception, *, on_hub: bool) -> str:
     return said
 
 
-def _sklearn_digits() -> DatasetDict:
-    from PIL import Image as PILImage
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
-    train, test = train_test_split(np.arange(len(pixels)), test_size=450, random_state=0, stratify=digits.target)
-    features = Features({"image": Image(), "label": ClassLabel(names=[str(i) for i in range(10)])})
-    return DatasetDict(
-        {
-            split: Dataset.from_dict(
-                {"image": [PILImage.fromarray(pixels[row]) for row in rows], "label": digits.target[rows].tolist()},
-                features=features,
-            )
-            for split, rows in (("train", train), ("test", test))
-        }
-    )
-
-
 def choose_splits(
     rows: DatasetDict, *, train: str, evaluation: str | float | None, test: str | float | None
 ) -> tuple[dict[str, str | float], dict[str, Dataset]]:
@@ -181,10 +170,11 @@ def choose_splits(
             )
     picked = {"train": train, "evaluation": evaluation, "test": test}
     specs = {role: spec for role, spec in picked.items() if spec is not None}
-    return specs, {role: _split(rows, spec, KEYS[role]) for role, spec in specs.items() if isinstance(spec, str)}
+    return specs, {role: split_of(rows, spec, KEYS[role]) for role, spec in specs.items() if isinstance(spec, str)}
 
 
-def _split(rows: DatasetDict, spec: str, key: str) -> Dataset:
+def split_of(rows: DatasetDict, spec: str, key: str) -> Dataset:
+    """Return a split, or a part of one."""
     name = spec.split("[")[0]
     if name not in rows:
         raise ValueError(
@@ -291,9 +281,10 @@ def prepare_splits(
     max_train_rows: int | None = None,
     seed: int = 42,
     label_names: Sequence[str] | None = None,
+    unlabelled: Dataset | None = None,
     **column_names: str | None,
 ) -> Splits:
-    """Choose splits and columns, and turn every kind of label into class indices.
+    """Choose splits and columns, turn every kind of label into class indices, and add rows without labels.
 
     Raises:
         ValueError: a split, column or label is not as it should be.
@@ -312,6 +303,8 @@ def prepare_splits(
     if max_train_rows is not None and max_train_rows < len(splits["train"]):
         splits["train"] = splits["train"].shuffle(seed=seed).select(range(max_train_rows))
         specs["train"] = f"{train_split}, data.max_train_rows: {max_train_rows}"
+    if unlabelled is not None:
+        splits["train"] = with_unlabelled(splits["train"], unlabelled, columns.inputs)
     found = check_splits(splits, specs, columns.inputs, names)
     return Splits(splits["train"], splits["evaluation"], splits.get("test"), columns, names, tuple(found))
 

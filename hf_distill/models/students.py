@@ -92,7 +92,30 @@ def model_from_config(settings: dict[str, Any], task: str, label_names: Sequence
         ) from error
 
 
-def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+def chosen_layers(num_layers: int, count: int, strategy: str = "uniform") -> list[int]:
+    """Return which of `num_layers` layers a student of `count` has: uniform (first and last among them), first, last.
+
+    Raises:
+        ValueError: there are fewer layers, or there is no such strategy.
+    """
+    if not 1 <= count <= num_layers:
+        raise ValueError(f"from_teacher.num_layers must be 1 to {num_layers}, the layers of the teacher; got {count}")
+    if strategy == "last":
+        return list(range(num_layers - count, num_layers))
+    if strategy == "first" or count == 1:
+        return list(range(count))
+    if strategy != "uniform":
+        raise ValueError(f"strategy must be one of uniform, first, last, got {strategy!r}")
+    return [round(place * (num_layers - 1) / (count - 1)) for place in range(count)]
+
+
+def student_from_teacher(
+    teacher: PreTrainedModel,
+    layers: Sequence[int] | None = None,
+    *,
+    num_layers: int | None = None,
+    strategy: str = "uniform",
+) -> PreTrainedModel:
     """Build a student from some of a teacher's encoder layers.
 
     Embeddings, pooler and head are copied, and so are the named layers, in the order given. Works for encoders with
@@ -101,6 +124,8 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> Pre
     Args:
         teacher: a classifier with `config.num_hidden_layers` layers.
         layers: which of them the student has, from 0; each at most once.
+        num_layers: in its place, how many.
+        strategy: which `num_layers`: uniform (evenly spaced, first and last among them), first or last.
 
     Returns:
         a model of the teacher's class, in single precision, that shares no memory with it.
@@ -111,7 +136,7 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> Pre
     References:
         Sanh et al., "DistilBERT, a distilled version of BERT", arXiv 1910.01108, section 3 (one layer out of two).
     """
-    num_layers = int(getattr(teacher.config, "num_hidden_layers", 0))
+    num_wanted, num_layers = num_layers, int(getattr(teacher.config, "num_hidden_layers", 0))
     stacks = [
         name
         for name, module in teacher.named_modules()
@@ -122,6 +147,11 @@ def student_from_teacher(teacher: PreTrainedModel, layers: Sequence[int]) -> Pre
             f"from_teacher copies layers of an encoder with one stack of layers (BERT, ViT and their like); "
             f"{type(teacher).__name__} has {len(stacks)}: use model: or config: for the student"
         )
+    if (layers is None) == (num_wanted is None):
+        raise ValueError("student_from_teacher needs layers or num_layers, one of the two")
+    if layers is None:
+        assert num_wanted is not None
+        layers = chosen_layers(num_layers, num_wanted, strategy)
     wrong = [layer for layer in layers if not 0 <= layer < num_layers]
     if wrong or not layers or len(set(layers)) != len(layers):
         raise ValueError(

@@ -18,7 +18,7 @@ from hf_distill.models.sources import first_line, source_options
 from hf_distill.models.students import model_from_checkpoint, model_from_config, set_labels, student_from_teacher
 from hf_distill.models.tasks import AUTO_CLASSES
 from hf_distill.runs.preprocessing import Section
-from hf_distill.runs.recipe.schema import Recipe, Student, Teacher
+from hf_distill.runs.recipe.schema import FromTeacher, Recipe, Student, Teacher
 from hf_distill.runs.recipe.settings import StageSettings
 from hf_distill.runs.shared_targets import SharedTargets
 from hf_distill.teachers.labels import align_labels, names_in_order
@@ -172,7 +172,7 @@ class ModelBuilder:
         """Build an untrained student."""
         if section.from_teacher is None:
             return self.new_model(section)
-        student = student_from_teacher(self.model_of(members[0]), section.from_teacher.layers)
+        student = made_of_layers(self.model_of(members[0]), section.from_teacher)
         set_labels(student.config, self.splits.label_names)
         return student
 
@@ -231,6 +231,12 @@ class ModelBuilder:
         return Specialist(model, oversampling=specialist.oversampling, dustbin=specialist.dustbin)
 
 
+def made_of_layers(teacher: PreTrainedModel, chosen: FromTeacher) -> PreTrainedModel:
+    """Build a student of the layers that a recipe names."""
+    strategy = chosen.strategy or "uniform"
+    return student_from_teacher(teacher, chosen.layers, num_layers=chosen.num_layers, strategy=strategy)
+
+
 def build_on_meta(section: Section, recipe: Recipe, label_names: Sequence[str], teacher: Any) -> PreTrainedModel:
     """Build a model of a config, or of a teacher's layers, without memory for its weights.
 
@@ -240,7 +246,7 @@ def build_on_meta(section: Section, recipe: Recipe, label_names: Sequence[str], 
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that copying weights between models without weights does nothing
         if isinstance(section, Student) and section.from_teacher is not None:
-            return student_from_teacher(teacher, section.from_teacher.layers)
+            return made_of_layers(teacher, section.from_teacher)
         assert section.config is not None
         return model_from_config(section.config, recipe.task, label_names)
 

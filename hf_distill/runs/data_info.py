@@ -25,5 +25,6 @@ def data_info(recipe: Recipe, splits: Splits, inputs: Inputs, images: Mapping[st
         "label_names": list(splits.label_names),
         "inputs": list(splits.columns.inputs),
         **({} if recipe.is_text else {"num_channels": inputs.reader(recipe.student).num_channels}),
+        **inputs.vocabulary_info(),
         **images,
     }

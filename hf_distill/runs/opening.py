@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from datasets import Dataset
 
-from hf_distill.data.loading import find_columns, load_rows, prepare_splits
+from hf_distill.data.loading import find_columns, load_rows, prepare_splits, split_of
 from hf_distill.evaluation.metrics import Metrics
 from hf_distill.hub.card.lineage import data_origin
 from hf_distill.runs.building import in_the_students_order
@@ -23,7 +24,7 @@ from hf_distill.runs.workspace import Workspace, check_folders_apart
 
 _TAKEN = [*signature(prepare_splits).parameters.values(), *signature(find_columns).parameters.values()]
 _OF_THE_FILES = set(signature(load_rows).parameters)  # keys of a recipe's data, as are these
-_OF_THE_SPLITS = {each.name for each in _TAKEN if each.kind is each.KEYWORD_ONLY} - {"seed"}
+_OF_THE_SPLITS = {each.name for each in _TAKEN if each.kind is each.KEYWORD_ONLY} - {"seed", "unlabelled"}
 
 
 @contextlib.contextmanager
@@ -55,6 +56,7 @@ def open_run(
             rows,
             recipe.task,
             seed=int(recipe.training.get("seed", 42)),
+            unlabelled=_unlabelled(recipe),
             **data.model_dump(include=_OF_THE_SPLITS),
         )
         if PartialState().is_main_process:
@@ -68,6 +70,21 @@ def open_run(
         yield Run(
             recipe, name, settings, workspace, splits, inputs, metrics, origin, shared, images, progress or Progress()
         )
+
+
+def _unlabelled(recipe: Recipe) -> Dataset | None:
+    """Load the rows without labels that a recipe names."""
+    source = recipe.data.unlabelled
+    if source is None:
+        return None
+    files = source.model_dump(include=_OF_THE_FILES)
+    try:
+        rows = split_of(load_rows(**files), source.split, "unlabelled.split")
+    except ValueError as error:
+        raise ValueError(f"data.unlabelled: {error}") from error
+    if source.max_rows is not None and source.max_rows < len(rows):
+        rows = rows.shuffle(seed=int(recipe.training.get("seed", 42))).select(range(source.max_rows))
+    return rows
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from hf_distill.data.text import tokenize_text, tokenize_words
 from hf_distill.models import GreyImageProcessor, MLPConfig
 from hf_distill.models.pixels import WHITE
 from hf_distill.models.sources import first_line, named_source_options
+from hf_distill.models.vocabulary import count_tokens, coverage, prune_vocabulary
 from hf_distill.runs.recipe.schema import Augment, Recipe, Student, Teacher
 from hf_distill.runs.shared_targets import SharedTargets
 
@@ -78,6 +79,7 @@ class Inputs:
         self._shared = shared
         self._readers: list[Reader] = []
         self._of_sources: dict[Any, Reader] = {}
+        self._of_pruned: dict[int, tuple[Reader, list[int]]] = {}  # by the section of the recipe
         models: list[Section] = [*recipe.teachers, *recipe.students]
         self._models = [section for section in models if _reads(section)]
         self._of_shared = [Reader(each, default_data_collator) for each in self._processors_of_shared()]
@@ -93,6 +95,8 @@ class Inputs:
 
     def reader(self, section: Section) -> Reader:
         """Return how the model of a section reads."""
+        if isinstance(section, Student) and section.from_teacher is not None and section.from_teacher.vocabulary:
+            return self._pruned(section)[0]
         source = self._source(section)
         if source is None:
             if isinstance(section, Student) and section.from_teacher is not None:
@@ -105,6 +109,33 @@ class Inputs:
         if source not in self._of_sources:
             self._of_sources[source] = self._new_reader(section, source)
         return self._of_sources[source]
+
+    def kept_tokens(self, section: Section) -> list[int] | None:
+        """Return the teacher's ids of the tokens that a student of its layers keeps; None: all."""
+        of_layers = section.from_teacher if isinstance(section, Student) else None
+        return None if of_layers is None or of_layers.vocabulary is None else self._pruned(section)[1]
+
+    def vocabulary_info(self) -> dict[str, Any]:
+        """Tell how many tokens the student keeps, and of how much of the texts it is judged by."""
+        section = self._recipe.student
+        kept = self.kept_tokens(section)
+        if kept is None:
+            return {}
+        whole = self.reader(self._recipe.teacher_of(section))
+        share = coverage(kept, count_tokens(self.rows(whole, self.eval_role)["input_ids"]))
+        return {"vocabulary": {"num_tokens": len(kept), "of": len(whole.processor), "coverage": round(share, 4)}}
+
+    def _pruned(self, section: Any) -> tuple[Reader, list[int]]:
+        """Return how a student reads whose vocabulary is a part of the one of the model before it."""
+        if id(section) not in self._of_pruned:
+            whole = self.reader(self._recipe.teacher_of(section))
+            counts = count_tokens(self.rows(whole, "train")["input_ids"])
+            tokenizer, kept = prune_vocabulary(whole.processor, counts, section.from_teacher.vocabulary.min_count)
+            collators = {"token-classification": DataCollatorForTokenClassification}
+            collator = collators.get(self._recipe.task, DataCollatorWithPadding)(tokenizer)
+            reader = Reader(tokenizer, collator, max_length=whole.max_length, segments=whole.segments)
+            self._of_pruned[id(section)] = reader, kept
+        return self._of_pruned[id(section)]
 
     def readers_of_teacher(self, section: Section) -> list[Reader]:
         """Return how a teacher reads, or how those did who have made the soft targets that teach in its place."""
@@ -124,7 +155,8 @@ class Inputs:
     ) -> Any:
         """Return a split for a model."""
         kept = () if soft_targets is None else (soft_targets,)
-        columns, rows = self._splits.columns.inputs, self._splits.named()[role]
+        columns = self._splits.columns.inputs
+        rows = self._splits.labelled if role == "labelled" else self._splits.named()[role]
         if not self._recipe.is_text:
             changes = augment.model_dump() if augment is not None else {}
             return ImageRows(

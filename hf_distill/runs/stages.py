@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hf_distill.evaluation.predictor import predict
 from hf_distill.evaluation.results import curve
 from hf_distill.evaluation.teacher_quality import ChanceTeacherError
 from hf_distill.hub.card.lineage import NOWHERE, model_origin
+from hf_distill.models.vocabulary import prune_embeddings
 from hf_distill.runs.building import Member, ModelBuilder, column_of
 from hf_distill.runs.checkpoint import Checkpoint
 from hf_distill.runs.data_info import data_info
@@ -158,6 +160,9 @@ class Run:
             set_seed(self.settings.of(stage).seed)
             if isinstance(section, Student):
                 self._models[stage] = self.builder.student(section, members)
+                kept = self.inputs.kept_tokens(section)
+                if kept is not None:
+                    prune_embeddings(self._models[stage], kept)
             else:
                 self._models[stage] = self.builder.new_model(section)
             self.inputs.reader(section).give_padding_id(self._models[stage].config)
@@ -189,7 +194,7 @@ class Run:
             model,
             members,
             args,
-            train_dataset=self.rows(section, "train", members, augment, args),
+            train_dataset=self.rows(section, "train" if members else self._labelled_role, members, augment, args),
             eval_dataset=self.rows(section, "evaluation", members),
             compute_metrics=lambda prediction: self.metrics(prediction.predictions, prediction.label_ids),
             callbacks=[clock, self._told(stage, section, members)],
@@ -250,11 +255,17 @@ class Run:
         trainer.remove_callback(PrinterCallback)  # the progress tells it
         return trainer
 
+    @cached_property
+    def _labelled_role(self) -> str:
+        """Return the role of the training rows for a stage that learns from labels alone; the others say it nothing."""
+        return "train" if len(self.splits.labelled) == len(self.splits.train) else "labelled"
+
     def expected_steps(self, stage: str) -> int:
         """Return how many steps a stage will most likely have."""
         args = self.settings.of(stage)
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        per_epoch = max(-(-len(self.splits.train) // rows), 1)
+        is_taught = stage in self.recipe.student_stages()
+        per_epoch = max(-(-len(self.splits.train if is_taught else self.splits.labelled) // rows), 1)
         return args.max_steps if args.max_steps > 0 else round(per_epoch * args.num_train_epochs)
 
     def _told(self, stage: str, section: Section, members: Sequence[Member]) -> StageCallback:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_distill.teachers.cache.eval_cache import EvalCache
-from hf_distill.teachers.source import SoftTargetSource, TeacherOutput, check_logits
+from hf_distill.teachers.source import SoftTargetSource, TeacherOutput, check_logits, unusable
 
 
 class SoftTargetReader:
@@ -46,10 +46,10 @@ class SoftTargetReader:
         output = source(batch) if step.is_training else self.remembered(source, batch)
         logits = source.combine(output, step.temperature, objective.kind(batch.get("labels")))
         if not self._has_seen_some:
-            check_logits(logits)
+            check_logits(logits, rules_out=objective.rules_out)
             self._has_seen_some = True
         else:
-            self._num_unusable += (logits.isnan() | logits.isposinf()).sum()
+            self._num_unusable += unusable(logits, rules_out=objective.rules_out).sum()
         return logits
 
     def check(self) -> None:

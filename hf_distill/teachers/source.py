@@ -59,16 +59,30 @@ class SoftTargetSource(ABC):
         return None
 
 
-def check_logits(logits: Tensor) -> None:
+def unusable(logits: Tensor, *, rules_out: bool = True) -> Tensor:
+    """Tell which logits are none: NaN, infinity, and -inf, which rules a class out, where that cannot be."""
+    return logits.isnan() | (logits.isposinf() if rules_out else logits.isinf())
+
+
+def check_logits(logits: Tensor, *, rules_out: bool = True) -> None:
     """Refuse a teacher's logits that are not numbers.
 
+    Args:
+        logits: of a batch.
+        rules_out: negative infinity is one, which rules a class out.
+
     Raises:
-        ValueError: some are NaN or positive infinity (negative infinity rules a class out).
+        ValueError: some are NaN or infinite.
     """
-    unusable = logits.isnan() | logits.isposinf()
-    if bool(unusable.any()):
+    if not rules_out and bool(logits.isneginf().any()):
         raise ValueError(
-            f"the teacher's logits are NaN or infinite in {int(unusable.sum())} of {logits.numel()} places: its "
+            "the teacher rules classes out (logits of -inf), and this soft_loss would be infinite there: take kl, js, "
+            "hard, dist or wttm"
+        )
+    found = unusable(logits)
+    if bool(found.any()):
+        raise ValueError(
+            f"the teacher's logits are NaN or infinite in {int(found.sum())} of {logits.numel()} places: its "
             "weights are damaged, or teacher_dtype or the run's mixed precision is too narrow for it (float16 "
             "overflows above 65504; use bfloat16, bf16=True in the place of fp16=True, or float32)"
         )

@@ -8,6 +8,8 @@ from typing import Annotated, Any, get_type_hints
 import torch
 from transformers import TrainingArguments
 
+from hf_distill.data.soft_losses import SOFT_LOSSES
+from hf_distill.training.losses.soft_losses import options_problems
 from hf_distill.training.schedules import SCHEDULES, scheduled
 
 # Marks of a setting, by which others find it: what it decides, and whether it is about the recipe's own teachers (a
@@ -29,7 +31,7 @@ class DistillationConfig(TrainingArguments):
         ValueError: one or more of the settings below is out of range; the message names all of them.
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_label_map"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "teacher_label_map", "soft_loss_options"]
 
     alpha: Annotated[float, OBJECTIVE] = field(
         default=0.1,
@@ -43,6 +45,29 @@ class DistillationConfig(TrainingArguments):
         metadata={
             "help": "Divides the logits of teacher and student before the softmax, and multiplies the soft-target "
             "loss by its square. Above 0; 1 to 20 is usual."
+        },
+    )
+    soft_loss: Annotated[str, OBJECTIVE] = field(
+        default="kl",
+        metadata={
+            "choices": list(SOFT_LOSSES),
+            "help": "How the student is compared with the teacher: kl, reverse_kl, js, mse (of the logits), hard (the "
+            "teacher's most likely class), dkd (from 3 classes), dist, wttm or alpha_beta; docs/methods.md has their "
+            "formulas. mse and hard have no temperature.",
+        },
+    )
+    soft_loss_options: Annotated[dict[str, float] | str | None, OBJECTIVE] = field(
+        default=None,
+        metadata={
+            "help": 'Numbers of the soft loss in place of its defaults: {"beta": 8} for dkd (target 1, beta 2), beta '
+            "for js (0.5), zero_mean for mse (0), inter and intra for dist (1, 1), a and b for alpha_beta (0.8, 0.3)."
+        },
+    )
+    standardize_logits: Annotated[bool, OBJECTIVE] = field(
+        default=False,
+        metadata={
+            "help": "Give each row's logits, the student's and the teacher's, the mean 0 and the deviation 1 before "
+            "the soft loss. From 3 classes."
         },
     )
     alpha_end: Annotated[float | None, OBJECTIVE] = field(
@@ -237,6 +262,8 @@ class DistillationConfig(TrainingArguments):
             choices, value = each.metadata.get("choices"), getattr(self, each.name)
             if choices and value not in choices and value != each.default:
                 problems.append(f"{each.name} must be one of {', '.join(choices)}, got {value!r}.")
+        if self.soft_loss in SOFT_LOSSES and self.soft_loss_options is not None:
+            problems += options_problems(self.soft_loss, self.soft_loss_options)
         problems += self._schedule_problems() + self._teacher_problems() + self._precomputing_problems()
         if self.teacher_label_map is not None and not isinstance(self.teacher_label_map, dict):
             problems.append(

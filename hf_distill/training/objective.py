@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_distill.data.soft_losses import SOFT_LOSSES
 from hf_distill.data.targets import ProblemType, label_mask, token_mask
 from hf_distill.teachers.source import TEACHER_INPUTS, SoftTargetSource, logits_of
 from hf_distill.training.config import DistillationConfig
-from hf_distill.training.losses.soft import label_loss, soft_target_loss
+from hf_distill.training.losses.soft import label_loss
+from hf_distill.training.losses.soft_losses import check_soft_loss, soft_loss
 from hf_distill.training.step_batches import REPEATED_ROWS
 
 TERMS = ("label", "soft")
@@ -52,6 +54,10 @@ class Objective:
         student: it tells whether each token has a label, and which entry of a batch is measured.
         problem_type: None leaves it to the first labels.
         label_loss_func: in the place of the label loss, `(outputs, labels, num_items_in_batch) -> loss`.
+        soft_loss_func: likewise, `(student_logits, teacher_logits, labels, temperature) -> values`.
+
+    Raises:
+        ValueError: the soft loss is not for such labels, or there are two.
     """
 
     def __init__(
@@ -60,12 +66,18 @@ class Objective:
         student: nn.Module,
         problem_type: ProblemType | None,
         label_loss_func: Callable[..., Tensor] | None = None,
+        soft_loss_func: Callable[..., Tensor] | None = None,
     ) -> None:
+        if soft_loss_func is not None and (args.soft_loss != "kl" or args.standardize_logits):
+            raise ValueError("soft_loss_func takes the place of soft_loss and standardize_logits: leave these out")
         self.args = args
         self.problem_type = problem_type
         self.is_token_level = is_token_level(student)
         self._main_input_name = getattr(student, "main_input_name", "input_ids")
         self._label_loss_func = label_loss_func
+        self._soft_loss_func = soft_loss_func
+        self._num_labels = getattr(getattr(student, "config", None), "num_labels", None)
+        self._check_soft_loss()
 
     def at(self, state: Any, *, is_training: bool) -> Step:
         """Return alpha and the temperature of now; evaluation has their end values."""
@@ -147,6 +159,7 @@ class Objective:
                 return "single_label_classification"
             floating = labels.is_floating_point()
             self.problem_type = "multi_label_classification" if floating else "single_label_classification"
+            self._check_soft_loss()
         return self.problem_type
 
     def terms(
@@ -174,7 +187,7 @@ class Objective:
         if teacher_logits is not None:
             mask = self.soft_mask(batch, source)
             num_soft = zeros + 1 if mask is None else mask.reshape(num_rows, -1).sum(-1)
-            values = soft_target_loss(logits, teacher_logits, step.temperature, kind)
+            values = self._soft_losses(logits, teacher_logits, labels, mask, step.temperature, kind)
             values = values if mask is None else values.masked_fill(~mask, 0.0)
             found["soft"] = Term(values.reshape(num_rows, -1).sum(-1), num_soft.to(zeros.dtype))
         if labels is not None and (self.args.uses_labels or not step.is_training):
@@ -182,6 +195,37 @@ class Objective:
             num_labels = label_mask(labels, kind).reshape(num_rows, -1).sum(-1)
             found["label"] = Term(values.reshape(num_rows, -1).sum(-1), num_labels.to(zeros.dtype))
         return found
+
+    def _soft_losses(
+        self,
+        logits: Tensor,
+        teacher: Tensor,
+        labels: Tensor | None,
+        mask: Tensor | None,
+        temperature: float,
+        kind: ProblemType,
+    ) -> Tensor:
+        args = self.args
+        if self._soft_loss_func is None:
+            settings: Any = {"standardize": args.standardize_logits, "options": args.soft_loss_options}
+            return soft_loss(args.soft_loss, logits, teacher, temperature, kind, labels=labels, mask=mask, **settings)
+        values = self._soft_loss_func(logits, teacher.detach(), labels, temperature)
+        if values.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"soft_loss_func must return one value per row or token, {tuple(logits.shape[:-1])}, and no mean; got "
+                f"the shape {tuple(values.shape)}"
+            )
+        return values
+
+    @property
+    def rules_out(self) -> bool:
+        """Tell whether a teacher may rule classes out, with a logit of -inf."""
+        return self._soft_loss_func is not None or SOFT_LOSSES[self.args.soft_loss].rules_out
+
+    def _check_soft_loss(self) -> None:
+        if self.args.uses_teacher and self._soft_loss_func is None:
+            args = self.args
+            check_soft_loss(args.soft_loss, args.standardize_logits, self.problem_type, self._num_labels)
 
     def _label_losses(self, outputs: Any, logits: Tensor, labels: Tensor, kind: ProblemType) -> Tensor:
         if self._label_loss_func is None:

@@ -9,7 +9,7 @@ It owns, and each of these is tested without it:
     hub             TrainerHub        training/trainer_hub.py  card and pushes; imported on first use
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -57,6 +57,8 @@ class DistillationTrainer(Trainer):
         teacher_processing_class: the teacher's tokenizer or image processor, if it reads rows in another way than the
             student; for several teachers one for all, or a list with one or None for each. The training data must
             keep the text or image (see `teacher_input_columns`), or hold `teacher_pixel_values`.
+        soft_loss_func: a soft loss of one's own, `(student_logits, teacher_logits, labels, temperature) -> values`: one
+            value per row or token, without a mean and with any factor T^2; `labels` may be None, or -100 in places.
         **trainer_arguments: every other argument of `Trainer`; `compute_loss_func` takes the place of the label loss,
             and its value is weighted by the number of labels in the micro-batch, which it gets.
 
@@ -71,6 +73,7 @@ class DistillationTrainer(Trainer):
         args: DistillationConfig | None = None,
         *,
         teacher_processing_class: Any = None,
+        soft_loss_func: Callable[..., Tensor] | None = None,
         **trainer_arguments: Any,
     ) -> None:
         args = checks.check_arguments(DistillationConfig(output_dir="tmp_trainer") if args is None else args)
@@ -87,7 +90,7 @@ class DistillationTrainer(Trainer):
         self._built: BuiltTeacher | None = None
         problem_type = soft_targets.take_teacher(self, teacher, teacher_processing_class)
         # `Trainer` has an attribute `objective` of its own, the number that a search goes by.
-        self.loss_objective = Objective(args, self.student, problem_type, self.compute_loss_func)
+        self.loss_objective = Objective(args, self.student, problem_type, self.compute_loss_func, soft_loss_func)
         self.loss_log = LossLog(args.device)
         self._reader = SoftTargetReader(args.device)
         self._own_loss = OwnLoss()

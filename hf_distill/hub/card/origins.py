@@ -137,7 +137,7 @@ def _scores(origins: Origins, results: Results) -> dict[str, ModelResult]:
 def model_words(section: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
     """Say what a model is, without links."""
     if section.get("from_teacher"):
-        return f"layers {', '.join(map(str, section['from_teacher']['layers']))} of it"
+        return f"{layer_words(section['from_teacher'])} of it"
     if section.get("column"):
         return f"the column `{section['column']}` of the data"
     if section.get("logits"):
@@ -186,3 +186,11 @@ def _line(role: str, what: str, origin: Mapping[str, Any], result: ModelResult |
 
 def _commit(path: str | None, revision: str | None) -> str:
     return "-" if path is None or revision is None else f"[{revision[:12]}]({_HUB}/{path}/tree/{revision})"
+
+
+def layer_words(chosen: Mapping[str, Any]) -> str:
+    """Say which layers a student is made of, and that it has fewer word pieces."""
+    layers, number = chosen.get("layers"), chosen.get("num_layers")
+    words = {"first": "the first {}", "last": "the last {}"}.get(chosen.get("strategy") or "", "{} evenly spaced")
+    text = f"{words.format(number)} layers" if layers is None else f"layers {', '.join(map(str, layers))}"
+    return f"{text} and the used word pieces" if chosen.get("vocabulary") else text

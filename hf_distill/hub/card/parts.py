@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from hf_distill.data.soft_losses import SOFT_LOSSES
 from hf_distill.hub.card.origins import Origins
 
 TEMPLATE = Path(__file__).parent / "template.md"
@@ -49,9 +50,21 @@ def objective(training: Mapping[str, Any], problem_type: str | None = None) -> s
         temperature = f"{temperature} to {temperature_end}"
     schedule = training.get("schedule", "constant")
     how = "" if schedule == "constant" else f", {schedule} schedule"
-    soft_loss = _SOFT_LOSSES.get(problem_type or "", "T^2 KL(teacher / T, student / T)")
-    scale = f", T = {temperature}" if "T" in soft_loss else ""
+    soft_loss, scale = _soft_loss(training, problem_type), f", T = {temperature}"
+    scale = scale if "T" in soft_loss else ""
     return f"{alpha} x label loss + {soft} x {soft_loss}{scale}{how}"
+
+
+def _soft_loss(training: Mapping[str, Any], problem_type: str | None) -> str:
+    """Say in words what the soft loss is; p is the teacher's distribution at temperature T, q the student's."""
+    name = training.get("soft_loss") or "kl"
+    if name == "kl":
+        formula = _SOFT_LOSSES.get(problem_type or "", "T^2 KL(teacher / T, student / T)")
+    else:
+        options = {**SOFT_LOSSES[name].options, **(training.get("soft_loss_options") or {})}
+        numbers = ", ".join(f"{key} = {value:g}" for key, value in options.items())
+        formula = f"[{SOFT_LOSSES[name].formula}{'; ' if numbers else ''}{numbers}]"
+    return f"{formula} of standardized logits" if training.get("standardize_logits") else formula
 
 
 def settings(chosen: Mapping[str, Any], augment: Mapping[str, Any] | None = None) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig
 
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
+from hf_distill.hub.card.origins import layer_words
 from hf_distill.hub.card.parts import split_words
 from hf_distill.models.sources import first_line, named_source_options, needs_consent
 from hf_distill.models.tasks import AUTO_CLASSES
@@ -168,7 +169,7 @@ def _model(section: Teacher | Student) -> str:
         return f"a new {section.config.get('model_type')} ({_settings(section.config, 'model_type')})"
     assert isinstance(section, Student)
     assert section.from_teacher is not None
-    return f"the teacher's layers {', '.join(map(str, section.from_teacher.layers))}"
+    return f"of the teacher: {layer_words(section.from_teacher.model_dump())}"
 
 
 def _settings(settings: dict[str, Any], *without: str) -> str:

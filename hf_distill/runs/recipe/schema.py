@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, create_model, field_validator, model_validator
 
 from hf_distill.runs.recipe.validation import NAME, ONE, SETTINGS, SEVERAL
 
@@ -21,6 +21,21 @@ class Augment(_Section):
         0, description="Pixels of padding on each side before a random crop to the former size."
     )
     horizontal_flip: bool = Field(False, description="Mirror half of the images.")
+
+
+class Unlabelled(_Section):
+    """Rows that are added to the training rows; only the teacher answers them, and labels there are not looked at."""
+
+    dataset: str | None = Field(None, description="Hub id of a data set.")
+    name: str | None = Field(None, description="Configuration of a Hub data set.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    path: str | None = Field(None, description="A local file or folder, as for data.path.")
+    split: str = Field("train", description="Split, or a part of one: train[10%:].")
+    max_rows: Annotated[int, Field(gt=0)] | None = Field(None, description="Use so many rows, drawn at random.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Unlabelled":
+        return _exactly_one(self, "dataset", "path")
 
 
 class Data(_Section):
@@ -55,6 +70,9 @@ class Data(_Section):
         "one teacher, hold out the same rows.",
     )
     max_train_rows: Annotated[int, Field(gt=0)] | None = Field(None, description="Use so many training rows.")
+    unlabelled: Unlabelled | None = Field(
+        None, description="Rows without labels, which the teacher answers; with the same input columns."
+    )
     max_length: Annotated[int, Field(gt=0)] | None = Field(None, description="Tokens kept of a text.")
     background: str = Field(
         "white", description="Colour on which transparent images are composed: a name, or '#rrggbb' in quotes."
@@ -139,10 +157,41 @@ class Teacher(_Section):
         return _exactly_one(self, "model", "config", "column", "logits")
 
 
+# `from` is no name that a class body can have.
+Vocabulary = create_model(
+    "Vocabulary",
+    __base__=_Section,
+    __doc__="Which word pieces a student keeps, besides single characters and special tokens.",
+    **{  # type: ignore[call-overload]
+        "from": (Literal["train"], Field("train", description="The texts that decide: those of the training rows.")),
+        "min_count": (
+            Annotated[int, Field(gt=0)],
+            Field(1, description="Keep pieces that occur so often in them."),
+        ),
+    },
+)
+
+
 class FromTeacher(_Section):
     """A student made of a teacher's layers; of several teachers, the first one's."""
 
-    layers: list[int] = Field(min_length=1, description="The teacher's encoder layers that are copied, from 0.")
+    layers: list[int] | None = Field(
+        None, min_length=1, description="The teacher's encoder layers that are copied, from 0."
+    )
+    num_layers: Annotated[int, Field(gt=0)] | None = Field(None, description="Or how many, chosen by strategy.")
+    strategy: Literal["uniform", "first", "last"] | None = Field(
+        None,
+        description="Which num_layers: uniform (by default: evenly spaced, with both ends), first, last.",
+    )
+    vocabulary: Vocabulary | None = Field(  # type: ignore[valid-type]
+        None, description="Keep the embeddings of the word pieces that the training texts use; less to store."
+    )
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> "FromTeacher":
+        if self.strategy is not None and self.num_layers is None:
+            raise ValueError("strategy chooses among num_layers: give num_layers, or leave it out")
+        return _exactly_one(self, "layers", "num_layers")
 
 
 class Student(_Section):

@@ -51,8 +51,8 @@ def soft_target_loss(
         )
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
-    student = _full_precision(student_logits)
-    teacher = _full_precision(teacher_logits.detach())
+    student = full_precision(student_logits)
+    teacher = full_precision(teacher_logits.detach())
     if problem_type == "regression":
         return (student - teacher).square().mean(-1)
     student, teacher = student / temperature, teacher / temperature
@@ -94,7 +94,7 @@ def label_loss(
         raise _unknown_problem_type(problem_type)
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}. 0.1 is usual.")
-    logits = _full_precision(student_logits)
+    logits = full_precision(student_logits)
     if label_smoothing and problem_type != "single_label_classification":
         raise ValueError(
             f"label smoothing spreads a class label over the other classes, {problem_type} has none: "
@@ -132,7 +132,8 @@ def _divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
     return teacher * (log_teacher - log_student).masked_fill(teacher == 0, 0.0)
 
 
-def _full_precision(logits: Tensor) -> Tensor:
+def full_precision(logits: Tensor) -> Tensor:
+    """Return half precision in single precision."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
