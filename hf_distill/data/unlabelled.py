@@ -1,4 +1,4 @@
-"""Rows without labels of their own, which only a teacher answers."""
+"""Rows without labels of their own, which learn from a teacher alone."""
 
 from typing import Any
 

@@ -116,7 +116,7 @@ class Inputs:
         return None if of_layers is None or of_layers.vocabulary is None else self._pruned(section)[1]
 
     def vocabulary_info(self) -> dict[str, Any]:
-        """Tell how many tokens the student keeps, and of how much of the texts it is judged by."""
+        """Tell how many tokens the student keeps, and how much of the evaluated texts that is."""
         section = self._recipe.student
         kept = self.kept_tokens(section)
         if kept is None:

@@ -75,7 +75,7 @@ def text_recipe(**changes) -> dict:
     return {
         "task": "text-classification",
         "data": {"path": "data"},
-        "teacher": {"model": "base", "training": {**SMALL, "num_train_epochs": 3}},
+        "teacher": {"model": "base", "training": {**SMALL, "num_train_epochs": 4}},
         "student": {"from_teacher": {"layers": [0, 2]}},
         "training": {**SMALL, "num_train_epochs": 3, "temperature": 2.0},
         "output_dir": "out",
@@ -499,3 +499,24 @@ def test_a_run_builds_no_more_than_it_needs(monkeypatch):
     assert made["models without memory"] <= 2
     assert made["trainers"] <= 4
     assert made["settings"] <= 6
+
+
+def test_rows_without_labels_and_a_smaller_vocabulary_from_recipe_to_pipeline():
+    """A teacher that makes steps without a gradient, or a student whose tokens are numbered apart from its weights."""
+    recipe = text_recipe(training={**SMALL, "num_train_epochs": 1})
+    Path("more.jsonl").write_text("\n".join(json.dumps(row) for row in sentences(64)))
+    recipe["data"] = {**recipe["data"], "unlabelled": {"path": "more.jsonl", "max_rows": 48}}
+    recipe["student"] = {"from_teacher": {"num_layers": 2, "strategy": "first", "vocabulary": {"from": "train"}}}
+    found = run(recipe)
+    assert found.data["num_train_rows"] == 96 + 48
+    assert found.data["unlabelled_share"] == pytest.approx((16 + 48) / (96 + 48))
+    kept = found.data["vocabulary"]
+    assert kept["coverage"] == 1.0
+    assert kept["num_tokens"] <= kept["of"]
+    steps = {stage: entries[-1]["step"] for stage, entries in found.curves.items()}
+    assert steps["baseline"] * (96 + 48) <= steps["student"] * 96
+    model = AutoModelForSequenceClassification.from_pretrained("out/student")
+    assert model.config.vocab_size == kept["num_tokens"]
+    assert len(AutoTokenizer.from_pretrained("out/student")) == kept["num_tokens"]
+    classify = pipeline("text-classification", model="out/student", device="cpu")
+    assert classify("the film was great")[0]["label"] in ("negative", "positive")

@@ -24,7 +24,7 @@ class Augment(_Section):
 
 
 class Unlabelled(_Section):
-    """Rows that are added to the training rows; only the teacher answers them, and labels there are not looked at."""
+    """Rows that are added to the training rows without labels; any label column there is ignored."""
 
     dataset: str | None = Field(None, description="Hub id of a data set.")
     name: str | None = Field(None, description="Configuration of a Hub data set.")
@@ -71,7 +71,7 @@ class Data(_Section):
     )
     max_train_rows: Annotated[int, Field(gt=0)] | None = Field(None, description="Use so many training rows.")
     unlabelled: Unlabelled | None = Field(
-        None, description="Rows without labels, which the teacher answers; with the same input columns."
+        None, description="Further training rows without labels, with the same input columns."
     )
     max_length: Annotated[int, Field(gt=0)] | None = Field(None, description="Tokens kept of a text.")
     background: str = Field(
