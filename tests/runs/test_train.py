@@ -75,7 +75,7 @@ def text_recipe(**changes) -> dict:
     return {
         "task": "text-classification",
         "data": {"path": "data"},
-        "teacher": {"model": "base", "training": {**SMALL, "num_train_epochs": 4}},
+        "teacher": {"model": "base", "training": {**SMALL, "num_train_epochs": 8}},
         "student": {"from_teacher": {"layers": [0, 2]}},
         "training": {**SMALL, "num_train_epochs": 3, "temperature": 2.0},
         "output_dir": "out",
