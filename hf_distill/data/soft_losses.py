@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from hf_distill.data.targets import ProblemType
-
-_SINGLE: tuple[ProblemType, ...] = ("single_label_classification",)
-_CLASSES: tuple[ProblemType, ...] = (*_SINGLE, "multi_label_classification")
+_SINGLE: tuple[str, ...] = ("single_label_classification",)
+_CLASSES: tuple[str, ...] = (*_SINGLE, "multi_label_classification")
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class SoftLoss:
     """
 
     formula: str
-    problem_types: tuple[ProblemType, ...] = _SINGLE
+    problem_types: tuple[str, ...] = _SINGLE
     min_classes: int = 2
     uses_labels: bool = False
     is_of_batch: bool = False
