@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from hf_distill import DistillationConfig
+from hf_distill.data.soft_losses import SOFT_LOSSES
 from hf_distill.runs.recipe.schema import (
     Augment,
     Data,
@@ -51,6 +52,20 @@ def recipe_reference() -> str:
         ]
         parts.append("\n".join(["| key | takes | default | |", "| --- | --- | --- | --- |", *rows]))
     return "\n\n".join(parts) + "\n"
+
+
+def soft_losses() -> str:
+    """Return the table of the soft losses."""
+    rows = []
+    for name, loss in SOFT_LOSSES.items():
+        kinds = ", ".join(kind.removesuffix("_classification").replace("_", " ") for kind in loss.problem_types)
+        options = ", ".join(f"`{key}` {value:g}" for key, value in loss.options.items())
+        marks = [loss.uses_labels, loss.is_of_batch, loss.rules_out]
+        cells = [f"`{name}`", _cell(loss.formula), kinds, str(loss.min_classes), *("yes" if m else "no" for m in marks)]
+        rows.append(f"| {' | '.join([*cells, options])} |")
+    names = ["soft_loss", "formula", "labels", "least classes", "uses labels", "depends on the batch", "takes -inf"]
+    head = f"| {' | '.join([*names, 'options'])} |"
+    return "\n".join(["## Soft losses", "", head, "| --- " * 8 + "|", *rows]) + "\n"
 
 
 def config_reference() -> str:
@@ -116,4 +131,4 @@ def _cell(text: str) -> str:
 if __name__ == "__main__":
     folder = Path(__file__).parent
     (folder / "recipe_reference.md").write_text(recipe_reference(), encoding="utf-8")
-    (folder / "config_reference.md").write_text(config_reference(), encoding="utf-8")
+    (folder / "config_reference.md").write_text(f"{config_reference()}\n{soft_losses()}", encoding="utf-8")

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Splits:
     label_names: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def labelled(self) -> Dataset:
         """Return the training rows that have a label."""
         labels = self.train.with_format("numpy")["labels"][:]
@@ -179,7 +180,11 @@ def split_of(rows: DatasetDict, spec: str, key: str) -> Dataset:
     if name not in rows:
         raise ValueError(
             f"data.{key}: the data have no split {name!r}, only {', '.join(rows)}"
-            + ("" if key == "train_split" else "; a part of the training rows is a number without quotes, such as 0.1")
+            + (
+                ""
+                if key in ("train_split", "unlabelled.split")
+                else "; a part of the training rows is a number without quotes, such as 0.1"
+            )
         )
     try:
         instruction = datasets.ReadInstruction.from_spec(spec)

@@ -18,7 +18,6 @@ class SoftLoss:
         uses_labels: labels have a part in it, where there are any.
         is_of_batch: a row's value depends on the other rows of its micro-batch in its process.
         rules_out: the teacher may rule classes out (a logit of -inf).
-        uses_temperature: it divides the logits by the temperature.
         options: what `soft_loss_options` may set, with the defaults.
     """
 
@@ -28,7 +27,6 @@ class SoftLoss:
     uses_labels: bool = False
     is_of_batch: bool = False
     rules_out: bool = True
-    uses_temperature: bool = True
     options: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -42,10 +40,9 @@ SOFT_LOSSES: dict[str, SoftLoss] = {
         "the mean squared difference of the logits",
         (*_CLASSES, "regression"),
         rules_out=False,
-        uses_temperature=False,
         options={"zero_mean": 0},
     ),
-    "hard": SoftLoss("the cross entropy with the teacher's most likely class", uses_temperature=False),
+    "hard": SoftLoss("the cross entropy with the teacher's most likely class"),
     "dkd": SoftLoss(
         "T^2 (target KL of the label against the rest + beta KL among the rest)",
         min_classes=3,

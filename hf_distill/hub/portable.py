@@ -80,6 +80,8 @@ def _section(section: Any, from_hub: bool | None) -> Any:
         elif key in _SOURCES and isinstance(value, str):
             known = from_hub if key != "processor" else None
             reduced[key] = last_name(value) if (is_local(value) if known is None else not known) else value
+        elif key == "unlabelled":
+            reduced[key] = _section(value, None)
         else:
             reduced |= _anything({key: value})
     return reduced

@@ -77,14 +77,14 @@ def _unlabelled(recipe: Recipe) -> Dataset | None:
     source = recipe.data.unlabelled
     if source is None:
         return None
-    files = source.model_dump(include=_OF_THE_FILES)
     try:
-        rows = split_of(load_rows(**files), source.split, "unlabelled.split")
+        rows = load_rows(**source.model_dump(include=_OF_THE_FILES))
     except ValueError as error:
-        raise ValueError(f"data.unlabelled: {error}") from error
-    if source.max_rows is not None and source.max_rows < len(rows):
-        rows = rows.shuffle(seed=int(recipe.training.get("seed", 42))).select(range(source.max_rows))
-    return rows
+        raise ValueError(f"data.unlabelled: {str(error).removeprefix('data: ').removeprefix('data.')}") from error
+    chosen = split_of(rows, source.split, "unlabelled.split")
+    if source.max_rows is not None and source.max_rows < len(chosen):
+        chosen = chosen.shuffle(seed=int(recipe.training.get("seed", 42))).select(range(source.max_rows))
+    return chosen
 
 
 @contextlib.contextmanager

@@ -123,6 +123,12 @@ class Inputs:
             return {}
         whole = self.reader(self._recipe.teacher_of(section))
         share = coverage(kept, count_tokens(self.rows(whole, self.eval_role)["input_ids"]))
+        if share < 0.9 and PartialState().is_main_process:
+            warnings.warn(
+                f"from_teacher.vocabulary: the word pieces that are kept are {share:.1%} of those in the evaluated "
+                "texts; the others are split into smaller ones. Take more training texts, or a lower min_count",
+                stacklevel=2,
+            )
         return {"vocabulary": {"num_tokens": len(kept), "of": len(whole.processor), "coverage": round(share, 4)}}
 
     def _pruned(self, section: Any) -> tuple[Reader, list[int]]:
@@ -131,9 +137,9 @@ class Inputs:
             whole = self.reader(self._recipe.teacher_of(section))
             counts = count_tokens(self.rows(whole, "train")["input_ids"])
             tokenizer, kept = prune_vocabulary(whole.processor, counts, section.from_teacher.vocabulary.min_count)
-            collators = {"token-classification": DataCollatorForTokenClassification}
-            collator = collators.get(self._recipe.task, DataCollatorWithPadding)(tokenizer)
-            reader = Reader(tokenizer, collator, max_length=whole.max_length, segments=whole.segments)
+            reader = Reader(
+                tokenizer, self._text_collator(tokenizer), max_length=whole.max_length, segments=whole.segments
+            )
             self._of_pruned[id(section)] = reader, kept
         return self._of_pruned[id(section)]
 
@@ -211,14 +217,15 @@ class Inputs:
             return known
         if not recipe.is_text:
             reader = Reader(processor, default_data_collator, num_channels=_num_channels(recipe))
-        elif recipe.task == "token-classification":
-            collator = DataCollatorForTokenClassification(processor)
-            reader = Reader(processor, collator, max_length=self._max_length(processor))
         else:
-            reader = Reader(processor, DataCollatorWithPadding(processor), max_length=self._max_length(processor))
+            reader = Reader(processor, self._text_collator(processor), max_length=self._max_length(processor))
         reader.segments = _has_segments(processor)
         self._readers.append(reader)
         return reader
+
+    def _text_collator(self, tokenizer: Any) -> Any:
+        of_tokens = self._recipe.task == "token-classification"
+        return DataCollatorForTokenClassification(tokenizer) if of_tokens else DataCollatorWithPadding(tokenizer)
 
     def _image_processor(self, size: tuple[int, int] | None) -> BaseImageProcessor:
         """Make a processor for images of a size (None: their own), otherwise like the first model's."""

@@ -33,6 +33,7 @@ from hf_distill.runs.timing import Clock
 from hf_distill.runs.workspace import TENSORBOARD, Workspace
 from hf_distill.teachers.loading import forward_parameters
 from hf_distill.training.config import DistillationConfig
+from hf_distill.training.losses.soft_losses import check_soft_loss
 from hf_distill.training.trainer import DistillationTrainer
 
 
@@ -82,6 +83,11 @@ class Run:
                 "no row of the train split has a label: the teacher must be a ready one (no teacher.training), and "
                 "there is nothing to train a baseline on (baseline: false)"
             )
+        for stage in self.recipe.student_stages():
+            args = self.settings.of(stage)
+            if args.uses_teacher:
+                kind: Any = "single_label_classification"
+                check_soft_loss(args.soft_loss, args.standardize_logits, kind, len(self.splits.label_names))
         check_fit(self.recipe, self.builder.dry_build(), self.inputs, self.settings)
         if self.shared is not None:
             _, section = self.first_student

@@ -52,8 +52,8 @@ class DistillationConfig(TrainingArguments):
         metadata={
             "choices": list(SOFT_LOSSES),
             "help": "How the student is compared with the teacher: kl, reverse_kl, js, mse (of the logits), hard (the "
-            "teacher's most likely class), dkd (from 3 classes), dist, wttm or alpha_beta; docs/methods.md has their "
-            "formulas. mse and hard have no temperature.",
+            "teacher's most likely class), dkd (from 3 classes), dist, wttm or alpha_beta; their formulas are in "
+            "docs/config_reference.md. mse and hard have no temperature.",
         },
     )
     soft_loss_options: Annotated[dict[str, float] | str | None, OBJECTIVE] = field(

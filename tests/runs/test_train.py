@@ -34,6 +34,7 @@ from transformers import (
 from transformers.integrations import is_tensorboard_available
 
 from hf_distill.evaluation.results import ModelResult, Results
+from hf_distill.hub.portable import portable
 from hf_distill.runs.recipe.reading import load_recipe
 from hf_distill.runs.train import distill
 from hf_distill.teachers.model import TeacherModel
@@ -520,3 +521,30 @@ def test_rows_without_labels_and_a_smaller_vocabulary_from_recipe_to_pipeline():
     assert len(AutoTokenizer.from_pretrained("out/student")) == kept["num_tokens"]
     classify = pipeline("text-classification", model="out/student", device="cpu")
     assert classify("the film was great")[0]["label"] in ("negative", "positive")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {**SMALL, "soft_loss": "dkd"}}, "at least 3 classes"),
+        ({"student": {"from_teacher": {"num_layers": 4}}}, "num_layers must be 1 to 3"),
+        ({"data": {"path": "data", "unlabelled": {"path": "none.csv"}}}, "data.unlabelled: cannot read none.csv"),
+        (
+            {"data": {"path": "data", "unlabelled": {"path": "data", "split": "x"}}},
+            "data.unlabelled.split: .* no split",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_training(changes: dict, words: str):
+    """A teacher trained for hours before a word about its student."""
+    with pytest.raises(ValueError, match=words):
+        run(text_recipe(**changes))
+    assert not Path("out/teacher").exists()
+
+
+def test_the_folder_of_unlabelled_rows_is_not_published():
+    """The names of a machine's folders on a public card."""
+    values = text_recipe(data={"path": "data", "unlabelled": {"path": "home/me/more.jsonl"}})
+    Path("recipe.yaml").write_text(yaml.safe_dump(values))
+    shared = portable(load_recipe("recipe.yaml").model_dump())
+    assert shared["data"]["unlabelled"]["path"] == "more.jsonl"

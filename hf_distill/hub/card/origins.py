@@ -191,6 +191,6 @@ def _commit(path: str | None, revision: str | None) -> str:
 def layer_words(chosen: Mapping[str, Any]) -> str:
     """Say which layers a student is made of, and that it has fewer word pieces."""
     layers, number = chosen.get("layers"), chosen.get("num_layers")
-    words = {"first": "the first {}", "last": "the last {}"}.get(chosen.get("strategy") or "", "{} evenly spaced")
+    words = {"first": "first {}", "last": "last {}"}.get(chosen.get("strategy") or "", "{} evenly spaced")
     text = f"{words.format(number)} layers" if layers is None else f"layers {', '.join(map(str, layers))}"
     return f"{text} and the used word pieces" if chosen.get("vocabulary") else text

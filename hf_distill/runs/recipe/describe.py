@@ -169,7 +169,7 @@ def _model(section: Teacher | Student) -> str:
         return f"a new {section.config.get('model_type')} ({_settings(section.config, 'model_type')})"
     assert isinstance(section, Student)
     assert section.from_teacher is not None
-    return f"of the teacher: {layer_words(section.from_teacher.model_dump())}"
+    return f"the teacher's {layer_words(section.from_teacher.model_dump())}"
 
 
 def _settings(settings: dict[str, Any], *without: str) -> str:

@@ -210,6 +210,8 @@ class Student(_Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "Student":
+        if self.from_teacher is not None and self.from_teacher.vocabulary is not None and self.processor is not None:
+            raise ValueError("vocabulary makes the student's tokenizer of the teacher's: leave out processor")
         return _exactly_one(self, "model", "config", "from_teacher")
 
 
@@ -275,6 +277,12 @@ class Recipe(_Section):
     )
     output_dir: str = Field(description="Folder of the run.")
     hub: Hub | None = Field(None, description="Where to publish the student at the end.")
+
+    @model_validator(mode="after")
+    def _has_words(self) -> "Recipe":
+        if not self.is_text and any(each.from_teacher and each.from_teacher.vocabulary for each in self.students):
+            raise ValueError("from_teacher.vocabulary is for texts: leave it out")
+        return self
 
     @property
     def is_text(self) -> bool:

@@ -57,10 +57,10 @@ def soft_target_loss(
         return (student - teacher).square().mean(-1)
     student, teacher = student / temperature, teacher / temperature
     if problem_type == "single_label_classification":
-        divergence = _divergence(F.log_softmax(teacher, dim=-1), F.log_softmax(student, dim=-1)).sum(-1)
+        divergence = divergence_terms(F.log_softmax(teacher, dim=-1), F.log_softmax(student, dim=-1)).sum(-1)
     elif problem_type == "multi_label_classification":
-        positive = _divergence(F.logsigmoid(teacher), F.logsigmoid(student))
-        negative = _divergence(F.logsigmoid(-teacher), F.logsigmoid(-student))
+        positive = divergence_terms(F.logsigmoid(teacher), F.logsigmoid(student))
+        negative = divergence_terms(F.logsigmoid(-teacher), F.logsigmoid(-student))
         divergence = (positive + negative).mean(-1)
     else:
         raise _unknown_problem_type(problem_type)
@@ -126,7 +126,7 @@ def label_loss(
     return losses.masked_fill(~present, 0.0)
 
 
-def _divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
+def divergence_terms(log_teacher: Tensor, log_student: Tensor) -> Tensor:
     """Return `p_teacher * (log p_teacher - log p_student)`, 0 where the teacher's probability is 0."""
     teacher = log_teacher.exp()
     return teacher * (log_teacher - log_student).masked_fill(teacher == 0, 0.0)

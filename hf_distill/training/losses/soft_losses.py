@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_distill.data.soft_losses import SOFT_LOSSES
 from hf_distill.data.targets import ProblemType
-from hf_distill.training.losses.soft import full_precision, soft_target_loss
+from hf_distill.training.losses.soft import divergence_terms, full_precision, soft_target_loss
 
 _EPS = 1e-8
 
@@ -30,7 +30,7 @@ def jensen_shannon(student: Tensor, teacher: Tensor, temperature: float, *, is_m
     q, p = _log_probabilities(student, temperature, is_multi), _log_probabilities(teacher, temperature, is_multi)
     shares = torch.tensor([beta, 1 - beta], device=q.device, dtype=q.dtype).log()
     middle = torch.logsumexp(torch.stack([p + shares[0], q + shares[1]]), dim=0)
-    divergence = beta * _kl_terms(p, middle) + (1 - beta) * _kl_terms(q, middle)
+    divergence = beta * divergence_terms(p, middle) + (1 - beta) * divergence_terms(q, middle)
     return _per_row(divergence.sum(-1), is_multi) * temperature**2
 
 
@@ -66,8 +66,8 @@ def decoupled(
         binary.append(F.log_softmax(torch.stack([of_label, of_rest], -1), -1))
         # Its own class is out on both sides; a finite number there keeps NaN out of the gradient.
         among_rest.append(F.log_softmax(logits.masked_fill(is_label, -torch.inf), -1).masked_fill(is_label, 0.0))
-    rest = (_kl_terms(*among_rest).masked_fill(is_label, 0.0)).sum(-1)
-    return (target * _kl_terms(*binary).sum(-1) + beta * rest) * temperature**2
+    rest = (divergence_terms(*among_rest).masked_fill(is_label, 0.0)).sum(-1)
+    return (target * divergence_terms(*binary).sum(-1) + beta * rest) * temperature**2
 
 
 def correlation(
@@ -88,7 +88,7 @@ def transformed_teacher(student: Tensor, teacher: Tensor, temperature: float) ->
     """Compute WTTM: `u KL(p || q)`, `q` at a temperature of 1 and `u = sum_k p_1k^(1/T)` (arXiv 2402.11148, eq. 18)."""
     log_weight = torch.logsumexp(F.log_softmax(teacher, -1) / temperature, -1)
     p, q = F.log_softmax(teacher / temperature, -1), F.log_softmax(student, -1)
-    return log_weight.exp() * _kl_terms(p, q).sum(-1)
+    return log_weight.exp() * divergence_terms(p, q).sum(-1)
 
 
 def alpha_beta(student: Tensor, teacher: Tensor, temperature: float, *, a: float, b: float) -> Tensor:
@@ -227,11 +227,6 @@ def _log_probabilities(logits: Tensor, temperature: float, is_multi: bool) -> Te
 
 def _per_row(values: Tensor, is_multi: bool) -> Tensor:
     return values.mean(-1) if is_multi else values
-
-
-def _kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
-    p = log_p.exp()
-    return p * (log_p - log_q).masked_fill(p == 0, 0.0)
 
 
 def _correlation(first: Tensor, second: Tensor, dim: int, counts: Tensor) -> Tensor:

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from datasets import Dataset
 from torch import Tensor
 
+from hf_distill import DistillationConfig, DistillationTrainer
 from hf_distill.data.soft_losses import SOFT_LOSSES
 from hf_distill.data.targets import PROBLEM_TYPES
+from hf_distill.teachers.source import check_logits
 from hf_distill.training.losses.soft import soft_target_loss
 from hf_distill.training.losses.soft_losses import check_soft_loss, soft_loss
 
@@ -225,3 +229,67 @@ def test_what_has_a_gradient_at_two_classes_is_let_through() -> None:
         loss(name, student, teacher, labels=LABELS.clamp(0, 1)).sum().backward()
         assert student.grad is not None
         assert student.grad.norm() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("kl", {"beta": 1}, "soft_loss kl has none, got beta"),
+        ("dkd", {"gamma": 1}, "soft_loss dkd has target, beta, got gamma"),
+        ("js", {"beta": 1}, "beta of js must be above 0 and below 1, got 1"),
+        ("alpha_beta", {"a": 0}, "a of alpha_beta must be above 0, got 0"),
+        ("dkd", {"beta": -1}, "beta of dkd must be at least 0, got -1"),
+    ],
+)
+def test_options_that_it_does_not_have_are_refused(name: str, options: dict, words: str, tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match=words):
+        DistillationConfig(output_dir=str(tmp_path), soft_loss=name, soft_loss_options=options)
+
+
+def trained(folder: Any, batch_size: int, function: Any = None, **settings: Any) -> Tensor:
+    """Return a student's logits after two steps of SGD over 8 rows each."""
+    student, teacher = (tiny.bert(num_labels=3, seed=seed) for seed in (0, 1))
+    rows = Dataset.from_dict({"input_ids": [[5 + i, 6, 7] for i in range(16)], "labels": [i % 3 for i in range(16)]})
+    args = DistillationConfig(
+        output_dir=str(folder),
+        use_cpu=True,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=8 // batch_size,
+        num_train_epochs=1,
+        optim="sgd",
+        learning_rate=0.1,
+        train_sampling_strategy="sequential",
+        report_to=[],
+        save_strategy="no",
+        **settings,
+    )
+    DistillationTrainer(student, teacher, args, train_dataset=rows, soft_loss_func=function).train()
+    with torch.no_grad():
+        found: Tensor = student.eval()(input_ids=torch.tensor([[5, 6, 7], [9, 6, 7]])).logits
+    return found
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "dkd", "wttm", "dist"])
+def test_accumulated_batches_are_one_batch_but_for_a_loss_of_the_batch(name: str, tmp_path: Any) -> None:
+    """A mean of means; of `dist` it is documented that its part over classes is over the micro-batch."""
+    one, several = (trained(tmp_path, size, soft_loss=name) for size in (8, 2))
+    assert torch.allclose(one, several, atol=1e-5) != SOFT_LOSSES[name].is_of_batch
+
+
+def test_a_loss_of_ones_own_takes_the_place_of_the_soft_loss(tmp_path: Any) -> None:
+    """A function that is never called, or whose mean is taken twice."""
+
+    def own(student: Tensor, teacher: Tensor, labels: Tensor | None, temperature: float) -> Tensor:
+        return soft_loss("mse", student, teacher, temperature, SINGLE)
+
+    torch.testing.assert_close(trained(tmp_path, 8, own), trained(tmp_path, 8, soft_loss="mse"))
+    with pytest.raises(ValueError, match="one value per row or token"):
+        trained(tmp_path, 8, lambda *arguments: own(*arguments).mean())
+    with pytest.raises(ValueError, match="leave these out"):
+        trained(tmp_path, 8, own, soft_loss="js")
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "mse"])
+def test_a_loss_that_would_be_infinite_refuses_a_class_ruled_out(name: str, tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match="take kl, js, hard, dist or wttm"):
+        check_logits(torch.tensor([[0.0, -torch.inf]]), rules_out=SOFT_LOSSES[name].rules_out)
