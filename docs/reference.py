@@ -69,7 +69,7 @@ def soft_losses() -> str:
 
 
 def config_reference() -> str:
-    """Return the fields that `DistillationConfig` adds to those of `TrainingArguments`."""
+    """Return the fields that `DistillationConfig` adds to those of `TrainingArguments`, and the soft losses."""
     hints = typing.get_type_hints(DistillationConfig)
     rows = []
     for name in DistillationConfig.__annotations__:
@@ -82,18 +82,16 @@ def config_reference() -> str:
             else f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
         )
         rows.append(f"| `{name}` | {kind} | {default} | {_cell(field.metadata.get('help', ''))} |")
-    return (
-        "\n\n".join(
-            [
-                "# Fields of DistillationConfig",
-                "Made by `python docs/reference.py` from the fields themselves. All fields of "
-                "[TrainingArguments]"
-                "(https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments) "
-                "are fields of this, too; in a recipe they stand under `training`.",
-                "\n".join(["| field | takes | default | |", "| --- | --- | --- | --- |", *rows]),
-            ]
-        )
-        + "\n"
+    return "\n\n".join(
+        [
+            "# Fields of DistillationConfig",
+            "Made by `python docs/reference.py` from the fields themselves. All fields of "
+            "[TrainingArguments]"
+            "(https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments) "
+            "are fields of this, too; in a recipe they stand under `training`.",
+            "\n".join(["| field | takes | default | |", "| --- | --- | --- | --- |", *rows]),
+            soft_losses(),
+        ]
     )
 
 
@@ -131,4 +129,4 @@ def _cell(text: str) -> str:
 if __name__ == "__main__":
     folder = Path(__file__).parent
     (folder / "recipe_reference.md").write_text(recipe_reference(), encoding="utf-8")
-    (folder / "config_reference.md").write_text(f"{config_reference()}\n{soft_losses()}", encoding="utf-8")
+    (folder / "config_reference.md").write_text(config_reference(), encoding="utf-8")

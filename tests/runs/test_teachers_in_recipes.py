@@ -234,6 +234,7 @@ class TestStages:
         recipe = text_recipe(stages=stages, student={"from_teacher": {"layers": [1]}})
         BertModel(tiny.bert(0, num_layers=4, initializer_range=0.2).config).save_pretrained("base")
         recipe["training"] |= {"num_train_epochs": 1, "logging_steps": 1}
+        recipe["teacher"]["training"] |= {"learning_rate": 3e-3}
         found = run(recipe)
         assert list(found.stages) == [f"stage-{number + 1}" for number in range(count)]
         for number, layers in enumerate((3, 2)[:count]):
