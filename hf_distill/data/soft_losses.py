@@ -30,6 +30,14 @@ class SoftLoss:
     options: Mapping[str, float] = field(default_factory=dict)
 
 
+MATCHING_TERMS = {
+    "relation": "attention relations (MiniLMv2)",
+    "hidden": "hidden states",
+    "feature": "pooled features",
+    "attention": "attention transfer",
+}
+"""The terms that compare the inside of student and teacher, each with a weight of its own, and what they compare."""
+
 SOFT_LOSSES: dict[str, SoftLoss] = {
     "kl": SoftLoss("T^2 KL(p, q)", (*_CLASSES, "regression")),
     "reverse_kl": SoftLoss("T^2 KL(q, p)", _CLASSES, rules_out=False),

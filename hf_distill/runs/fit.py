@@ -15,6 +15,7 @@ from hf_distill.runs.recipe.schema import Recipe, Student
 from hf_distill.runs.recipe.settings import StageSettings
 from hf_distill.teachers.loading import forward_parameters
 from hf_distill.training.last_batch import check_last_batch
+from hf_distill.training.matching import Matching
 
 
 def check_fit(
@@ -45,6 +46,11 @@ def check_fit(
         if id(section) in stages:
             check_last_batch(model, batches.of_one, len(batches.rows), settings.of(stages[id(section)]), key)
         _check_forward(model, batches.of(2), key)
+    models, taught_by = {id(section): model for section, model in built}, list[Section](recipe.teachers)
+    for stage, student in recipe.student_stages().items():
+        teacher = models.get(id(taught_by[0])) if len(taught_by) == 1 else None
+        Matching(settings.of(stage), models[id(student)], teacher)
+        taught_by = [student]
 
 
 class _Batches(NamedTuple):

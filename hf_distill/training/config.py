@@ -1,15 +1,16 @@
 """The settings of a distillation run."""
 
-import math
+import contextlib
+import json
 from dataclasses import dataclass, field, fields
 from functools import cache
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, get_type_hints
 
 import torch
 from transformers import TrainingArguments
 
-from hf_distill.data.soft_losses import SOFT_LOSSES
-from hf_distill.training.losses.soft_losses import options_problems
+from hf_distill.data.soft_losses import MATCHING_TERMS, SOFT_LOSSES
+from hf_distill.training.config_checks import settings_problems
 from hf_distill.training.schedules import SCHEDULES, scheduled
 
 # Marks of a setting, by which others find it: what it decides, and whether it is about the recipe's own teachers (a
@@ -68,6 +69,64 @@ class DistillationConfig(TrainingArguments):
         metadata={
             "help": "Give each row's logits, the student's and the teacher's, the mean 0 and the deviation 1 before "
             "the soft loss. From 3 classes."
+        },
+    )
+    relation_weight: Annotated[float, OBJECTIVE] = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a term that compares the relations among queries, keys and values in the last attention "
+            "layer with the teacher's (MiniLMv2); 1 is usual. Needs the teacher at each step."
+        },
+    )
+    relation_layer: Annotated[int, OBJECTIVE] = field(
+        default=-1,
+        metadata={"help": "The teacher's layer for relation_weight: -1 is the last, -2 the one before it."},
+    )
+    relation_heads: Annotated[int | None, OBJECTIVE] = field(
+        default=None,
+        metadata={
+            "help": "Parts that queries, keys and values are split into for relation_weight; divides both widths. "
+            "Unset: the teacher's number of attention heads."
+        },
+    )
+    hidden_weight: Annotated[float, OBJECTIVE] = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a term that compares hidden states, or the maps of a convolutional net's stages, by "
+            "layer_map; 1 is usual. Where widths differ a linear projection is learned. Needs the teacher at each step."
+        },
+    )
+    hidden_loss: Annotated[str, OBJECTIVE] = field(
+        default="mse",
+        metadata={"choices": ["mse", "cosine"], "help": "How hidden_weight compares: mse or cosine."},
+    )
+    layer_map: Annotated[list[list[int]] | str | None, OBJECTIVE] = field(
+        default="uniform",
+        metadata={
+            "help": "Which layers hidden_weight and attention_weight compare: uniform (the student's evenly over the "
+            "teacher's), last, or pairs of a student's and a teacher's layer: [[0, 1], [1, 5]]."
+        },
+    )
+    feature_weight: Annotated[float, OBJECTIVE] = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a term that compares the pooled features, which the last layer reads; 1 is usual. Needs "
+            "the teacher at each step."
+        },
+    )
+    feature_loss: Annotated[str, OBJECTIVE] = field(
+        default="vkd",
+        metadata={
+            "choices": ["vkd", "rkd"],
+            "help": "How feature_weight compares: vkd (a learned orthogonal projection), or rkd (distances and angles "
+            "among the rows of a micro-batch).",
+        },
+    )
+    attention_weight: Annotated[float, OBJECTIVE] = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a term that compares where a convolutional net's stages have their energy (attention "
+            "transfer), by layer_map; 1000 is usual. Needs the teacher at each step."
         },
     )
     alpha_end: Annotated[float | None, OBJECTIVE] = field(
@@ -234,6 +293,9 @@ class DistillationConfig(TrainingArguments):
         # Without an accelerator there is nothing to pin memory for, and torch would say so at every data loader.
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
+        if isinstance(self.layer_map, str) and self.layer_map.startswith("["):  # from a command line
+            with contextlib.suppress(ValueError):
+                self.layer_map = json.loads(self.layer_map)
         self.check_distillation_settings()
         # `hyperparameter_search` casts a trial's value to the type of the present one.
         for each in fields(self):
@@ -247,36 +309,25 @@ class DistillationConfig(TrainingArguments):
         Raises:
             ValueError: one or more of them are out of range; the message names all.
         """
-        problems = []
-        for name in ("alpha", "alpha_end"):
-            value = getattr(self, name)
-            if not (value is None and name != "alpha") and not (_is_number(value) and 0 <= value <= 1):
-                problems.append(
-                    f"{name} must be in [0, 1], got {value!r}. It is the weight of the label loss; 0.1 is usual."
-                )
-        for name in ("temperature", "temperature_end"):
-            value = getattr(self, name)
-            if not (value is None and name != "temperature") and not (_is_number(value) and value > 0):
-                problems.append(f"{name} must be > 0, got {value!r}. 1 to 20 is usual.")
-        for each in fields(self):
-            choices, value = each.metadata.get("choices"), getattr(self, each.name)
-            if choices and value not in choices and value != each.default:
-                problems.append(f"{each.name} must be one of {', '.join(choices)}, got {value!r}.")
-        if self.soft_loss in SOFT_LOSSES and self.soft_loss_options is not None:
-            problems += options_problems(self.soft_loss, self.soft_loss_options)
-        problems += self._schedule_problems() + self._teacher_problems() + self._precomputing_problems()
-        if self.teacher_label_map is not None and not isinstance(self.teacher_label_map, dict):
-            problems.append(
-                "teacher_label_map must map each label of the student to one of the teacher, "
-                f"got {self.teacher_label_map!r}."
-            )
+        problems = settings_problems(self)
         if problems:
             raise ValueError("\n".join(problems))
 
     @property
     def uses_teacher(self) -> bool:
+        """Tell whether any step learns from a teacher."""
+        return self.uses_soft_targets or bool(self.matching_weights)
+
+    @property
+    def uses_soft_targets(self) -> bool:
         """Tell whether any step learns from soft targets."""
         return self.alpha < 1 or (self.alpha_end is not None and self.alpha_end < 1)
+
+    @property
+    def matching_weights(self) -> dict[str, float]:
+        """Return the weights of the terms that compare the inside of student and teacher, those that there are."""
+        weights = {name: getattr(self, f"{name}_weight") for name in MATCHING_TERMS}
+        return {name: weight for name, weight in weights.items() if weight}
 
     @property
     def uses_labels(self) -> bool:
@@ -305,58 +356,6 @@ class DistillationConfig(TrainingArguments):
     def temperature_at(self, step: int, num_steps: int) -> float:
         """Return the temperature at a step of the training, counted from 0."""
         return scheduled(self.temperature, self.temperature_end, step, num_steps, self.schedule)  # type: ignore[arg-type]
-
-    def _schedule_problems(self) -> list[str]:
-        if self.schedule not in SCHEDULES:
-            return []
-        ends = [name for name in ("alpha_end", "temperature_end") if getattr(self, name) is not None]
-        if self.schedule == "constant" and ends:
-            return [f"{ends[0]} has no effect with schedule constant: set schedule to linear or cosine."]
-        if self.schedule != "constant" and not ends:
-            return [f"schedule {self.schedule} has no end value to move to: set alpha_end or temperature_end."]
-        return []
-
-    def _teacher_problems(self) -> list[str]:
-        problems = []
-        weights = self.teacher_weights
-        if weights is not None and not (
-            isinstance(weights, list)
-            and all(_is_number(weight) and weight >= 0 for weight in weights)
-            and sum(weights) > 0
-        ):
-            problems.append(
-                f"teacher_weights must be numbers of at least 0 with a sum above 0, got {weights!r}. Unset, all "
-                "teachers count the same."
-            )
-        length = self.teacher_max_length
-        if length is not None and not (isinstance(length, int) and not isinstance(length, bool) and length > 0):
-            problems.append(f"teacher_max_length must be a whole number > 0, got {length!r}. Unset is all it takes.")
-        if self.teacher_torch_compile and self.teacher_placement in ("auto", "sharded"):
-            problems.append(
-                f"teacher_torch_compile does not go with teacher_placement {self.teacher_placement}: leave one out."
-            )
-        if self.teacher_torch_compile and self.teacher_quantization is not None:
-            problems.append("teacher_torch_compile does not go with teacher_quantization: leave one out.")
-        return problems
-
-    def _precomputing_problems(self) -> list[str]:
-        problems = []
-        counts = ("teacher_logits_top_k", "teacher_logits_views", "teacher_logits_batch_size")
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-                problems.append(f"{name} must be a whole number > 0, got {value!r}. Unset is usual.")
-        if not self.precompute_teacher_logits:
-            problems += [
-                f"{name} has no effect without precompute_teacher_logits: set that to true, or leave it out."
-                for name in ("teacher_logits_dir", "teacher_logits_dtype", *counts)
-                if getattr(self, name) is not None
-            ]
-        return problems
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @cache

@@ -13,7 +13,8 @@ class LossLog:
     """Sums that stay on the device, and are read only when they are logged."""
 
     def __init__(self, device: torch.device) -> None:
-        self._parts = torch.zeros(len(TERMS), device=device)
+        self._device = device
+        self._parts: dict[str, Tensor] = {}
         self._num_steps = 0
         self._evaluated: list[Tensor] = []
         self._added: list[Tensor] = []
@@ -23,7 +24,7 @@ class LossLog:
 
     def reset(self) -> None:
         """Forget what was added since the last entry."""
-        self._parts.zero_()
+        self._parts = {}
         self._num_steps = 0
 
     def begin(self) -> None:
@@ -41,14 +42,17 @@ class LossLog:
 
     def add_step(self, means: Mapping[str, Tensor], scale: int, *, is_update: bool) -> None:
         """Add the means of a micro-batch."""
-        self._parts += torch.stack([means[name].detach() for name in TERMS]).float() * scale
+        for name, mean in means.items():
+            self._parts[name] = self._parts.get(name, 0) + mean.detach().float() * scale
         self._num_steps += is_update
 
     def pop_means(self, accelerator: Any) -> dict[str, float]:
         """Return the mean of each term over the steps since the last time, and over all processes."""
-        means = accelerator.reduce(self._parts / max(self._num_steps, 1), reduction="mean").tolist()
+        names = list(self._parts) or list(TERMS)
+        parts = [self._parts.get(name, torch.zeros((), device=self._device)) for name in names]
+        means = accelerator.reduce(torch.stack(parts) / max(self._num_steps, 1), reduction="mean").tolist()
         self.reset()
-        return dict(zip(TERMS, means, strict=True))
+        return dict(zip(names, means, strict=True))
 
     # ---- Evaluation ----
 

@@ -1,7 +1,7 @@
 """The objective of a run: which rows count, the terms of the loss, and their means over the whole accumulated batch."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from hf_distill.training.losses.soft_losses import check_soft_loss, soft_loss
 from hf_distill.training.step_batches import REPEATED_ROWS
 
 TERMS = ("label", "soft")
-"""The terms of the loss. A further one needs an entry here, in `Step.weights`, in `Objective.terms` and in `counts`."""
+"""The terms of any loss, in training and evaluation; in training those of `matching.Matching` may follow."""
 
 
 def is_token_level(student: nn.Module) -> bool:
@@ -34,16 +34,17 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """alpha and the temperature of a step of the training, or of an evaluation."""
+    """alpha, the temperature and the weights of matching, of a step of the training, or of an evaluation."""
 
     alpha: float
     temperature: float
     is_training: bool
+    matching: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[str, float]:
         """Return the weight of each term of the loss."""
-        return {"label": self.alpha, "soft": 1 - self.alpha}
+        return {"label": self.alpha, "soft": 1 - self.alpha, **self.matching}
 
 
 class Objective:
@@ -85,7 +86,12 @@ class Objective:
         if not is_training:
             return Step(args.last_alpha, args.last_temperature, False)
         place = state.global_step, state.max_steps
-        return Step(args.alpha_at(*place), args.temperature_at(*place), True)
+        return Step(args.alpha_at(*place), args.temperature_at(*place), True, args.matching_weights)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name the terms of a training step."""
+        return (*TERMS, *self.args.matching_weights)
 
     def uses_soft_targets(self, step: Step, batch: Mapping[str, Any]) -> bool:
         """Tell whether the soft targets of a batch have any weight, or are all that there is to evaluate it by."""
@@ -126,7 +132,7 @@ class Objective:
         counts = counts.sum(dim=0).to(device)
         if self.num_processes(accelerator) > 1:
             counts = accelerator.reduce(counts, reduction="sum")
-        by_term = dict(zip(TERMS, counts, strict=True))
+        by_term = dict(zip(self.names, counts, strict=True))
         num_labels = by_term["label"]
         num_labels.by_term = by_term  # type: ignore[attr-defined]
         return num_labels
@@ -139,14 +145,20 @@ class Objective:
         num_labels: Any = 0
         if labels is not None and (self.args.uses_labels or not is_training):
             num_labels = label_mask(labels, self.kind(labels)).sum()
-        counts = torch.zeros(len(TERMS), device=main_input.device)
+        counts = torch.zeros(len(self.names), device=main_input.device)
         counts[0], counts[1] = num_labels, num_soft
+        rows = self.rows(batch)
+        counts[2:] = main_input.shape[0] if rows is None else rows.sum()
         return counts
+
+    def rows(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """Tell which rows of a batch count, `(batch,)`: not those that are there again to fill it; None: all."""
+        return ~batch[REPEATED_ROWS] if REPEATED_ROWS in batch else None
 
     def parts_to_log(self, means: Mapping[str, float], state: Any) -> dict[str, float]:
         """Return the parts of the loss that this run has, and alpha and temperature where they move."""
-        is_used = {"label": self.args.uses_labels, "soft": self.args.uses_teacher}
-        logs = {f"{name}_loss": value for name, value in means.items() if is_used[name]}
+        is_used = {"label": self.args.uses_labels, "soft": self.args.uses_soft_targets}
+        logs = {f"{name}_loss": value for name, value in means.items() if is_used.get(name, True)}
         if self.args.schedule != "constant":
             place = max(state.global_step - 1, 0), state.max_steps
             logs |= {"alpha": self.args.alpha_at(*place), "temperature": self.args.temperature_at(*place)}
@@ -196,6 +208,14 @@ class Objective:
             found["label"] = Term(values.reshape(num_rows, -1).sum(-1), num_labels.to(zeros.dtype))
         return found
 
+    def matching_terms(self, values: Mapping[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Term]:
+        """Return the terms of matching of a batch, of the value of each row."""
+        rows = self.rows(batch)
+        return {
+            name: Term(value, torch.ones_like(value)) if rows is None else Term(value * rows, rows.to(value.dtype))
+            for name, value in values.items()
+        }
+
     def _soft_losses(
         self,
         logits: Tensor,
@@ -223,7 +243,7 @@ class Objective:
         return self._soft_loss_func is not None or SOFT_LOSSES[self.args.soft_loss].rules_out
 
     def _check_soft_loss(self) -> None:
-        if self.args.uses_teacher and self._soft_loss_func is None:
+        if self.args.uses_soft_targets and self._soft_loss_func is None:
             args = self.args
             check_soft_loss(args.soft_loss, args.standardize_logits, self.problem_type, self._num_labels)
 

@@ -1,7 +1,7 @@
 """What becomes of the trainer's loss where a subclass returns another."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,8 @@ class OwnLoss:
     A subclass may add to that loss, call it with other counts, or return a loss of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Callable[[], Sequence[str]] = lambda: TERMS) -> None:
+        self._names = names
         self._losses: list[Tensor] = []
         self._is_normalized = True
         self._counts: Mapping[str, Tensor] | None = None
@@ -45,7 +46,7 @@ class OwnLoss:
         if num_items is None:
             return None
         counts: Any = getattr(num_items, "by_term", self._counts)
-        return counts if counts is not None else dict.fromkeys(TERMS, num_items)
+        return counts if counts is not None else dict.fromkeys(self._names(), num_items)
 
     def added(self, loss: Tensor) -> Tensor | None:
         """Return what a subclass has added to the loss; None: it is a subclass's own."""

@@ -4,6 +4,7 @@ It owns, and each of these is tested without it:
 
     soft_targets    SoftTargetSource  teachers/source.py       a model, an ensemble, a function, a column, a cache
     loss_objective  Objective         training/objective.py    which rows count, the terms of the loss, their means
+    matching        Matching          training/matching.py     the inside of both models compared
     loss_log        LossLog           training/loss_log.py     the parts of the loss for `log`, the exact eval_loss
     cache           SoftTargetCache   teachers/cache/cache.py  soft targets computed once; None where there are none
     hub             TrainerHub        training/trainer_hub.py  card and pushes; imported on first use
@@ -30,7 +31,8 @@ from hf_distill.teachers.source import SoftTargetSource, logits_of
 from hf_distill.training import checkpoints, checks, sampler, search, soft_targets, teacher_evaluation
 from hf_distill.training.config import DistillationConfig
 from hf_distill.training.loss_log import LossLog
-from hf_distill.training.objective import TERMS, Objective, means_of
+from hf_distill.training.matching import Matching
+from hf_distill.training.objective import Objective, means_of
 from hf_distill.training.own_loss import OwnLoss, as_in_trainer
 from hf_distill.training.provenance import Provenance
 from hf_distill.training.step_batches import StepBatches
@@ -93,13 +95,14 @@ class DistillationTrainer(Trainer):
         self.loss_objective = Objective(args, self.student, problem_type, self.compute_loss_func, soft_loss_func)
         self.loss_log = LossLog(args.device)
         self._reader = SoftTargetReader(args.device)
-        self._own_loss = OwnLoss()
+        self._own_loss = OwnLoss(lambda: self.loss_objective.names)
         self._step_batches = StepBatches(self.accelerator, self.loss_objective.main_input)
         self.provenance = Provenance.of(self)
         self.add_callback(checkpoints.EpochCallback)
         checks.warn_of_frozen_head(self.model)
         checks.check_data(self)
         checks.check_rows(self)
+        self.matching = Matching.of(self)
 
     @property
     def student(self) -> nn.Module:
@@ -128,18 +131,20 @@ class DistillationTrainer(Trainer):
         """
         if self.args.uses_labels and model.training and inputs.get("labels") is None:
             raise ValueError(checks.no_labels(self.args.most_alpha, inputs))
-        step = self.loss_objective.at(self.state, is_training=model.training)
-        outputs = model(**self.loss_objective.student_inputs(inputs, self.soft_targets))
-        checks.note_problem_type(self, inputs.get("labels"))
-        soft = None
-        if self.soft_targets is not None and self.loss_objective.uses_soft_targets(step, inputs):
-            with self.accelerator.autocast():
-                soft = self._reader.logits(self.soft_targets, inputs, step, self.loss_objective)
-        terms = self.loss_objective.terms(outputs, inputs, soft, self.soft_targets, step)
+        objective, step = self.loss_objective, self.loss_objective.at(self.state, is_training=model.training)
+        with self.matching.recording(is_training=model.training) as matched:
+            outputs = model(**objective.student_inputs(inputs, self.soft_targets))
+            checks.note_problem_type(self, inputs.get("labels"))
+            soft = None
+            if self.soft_targets is not None and objective.uses_soft_targets(step, inputs):
+                with self.accelerator.autocast():
+                    soft = self._reader.logits(self.soft_targets, inputs, step, objective)
+            terms = objective.terms(outputs, inputs, soft, self.soft_targets, step)
+            terms |= objective.matching_terms(matched(inputs, objective.rows(inputs)), inputs)
         means = means_of(terms, self._own_loss.counts_for(num_items_in_batch))
         # The counts are of all processes, and DDP averages what each of them has.
         scale = 1 if num_items_in_batch is None else self.loss_objective.num_processes(self.accelerator)
-        loss: Any = sum(step.weights[name] * means[name] for name in TERMS) * scale
+        loss: Any = sum(step.weights[name] * mean for name, mean in means.items()) * scale
         self._own_loss.add(loss, is_normalized=num_items_in_batch is not None)
         if model.training:
             self.loss_log.add_step(means, scale, is_update=self.accelerator.sync_gradients)
@@ -150,11 +155,20 @@ class DistillationTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Train on one micro-batch; see `Trainer.training_step`."""
         with self._own_loss.of_step(num_items_in_batch):
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self.matching.average_gradients(self.accelerator)
+        return loss
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the optimizer as `Trainer` does, with what is learned beside the student."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        self.matching.join(optimizer)
+        return optimizer
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """Take the micro-batches of one step, and count what each term of the loss is a mean over."""
         is_stream, is_first = not has_length(self.train_dataset), self.state.global_step == 0
+        self.matching.projections.zero_grad()  # the parent zeroes the student's gradients alone
         batches = self._step_batches.take(epoch_iterator, num_batches, is_stream=is_stream, is_first=is_first)
         return batches, self._get_num_items_in_batch(batches, device)
 
@@ -187,6 +201,9 @@ class DistillationTrainer(Trainer):
         self._reader.reset()  # once for each batch size that `auto_find_batch_size` tries
         self.loss_log.begin()
         self._step_batches.reset()
+        if self.matching.student is not self.student:  # `model_init` has made a new one
+            self.matching.detach()
+            self.matching = Matching.of(self)
         return super()._inner_training_loop(*args, **kwargs)
 
     @as_in_trainer
@@ -314,6 +331,7 @@ class DistillationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not checkpoints.load_renamed(self, resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.matching.load(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if not checkpoints.load_renamed(self, self.state.best_model_checkpoint):
@@ -335,6 +353,8 @@ class DistillationTrainer(Trainer):
         """Save the student as `Trainer` does; a README.md there stays as it is, and no file holds the token."""
         with checkpoints.saving_cleanly(self, output_dir):
             super().save_model(output_dir, _internal_call=True)
+        if _internal_call:
+            self.matching.save(output_dir or self.args.output_dir)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 

@@ -1,6 +1,7 @@
 """The settings beside those of a script of the user's own."""
 
 from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
 
 import pytest
 from transformers import HfArgumentParser
@@ -112,3 +113,12 @@ def test_consent_to_run_a_teachers_code_is_parsed_by_its_own_name():
     assert args.teacher_trust_remote_code is True
     with pytest.raises(TypeError, match="trust_remote_code"):
         DistillationConfig("out", trust_remote_code=True)
+
+
+def test_pairs_of_layers_can_be_given_on_a_command_line(tmp_path: Path) -> None:
+    """A list within a list, which a parser of arguments knows only as a text."""
+    command = ["--output_dir", str(tmp_path), "--hidden_weight", "1", "--layer_map", "[[0, 1], [1, -1]]"]
+    (parsed,) = HfArgumentParser(DistillationConfig).parse_args_into_dataclasses(command)
+    assert parsed.layer_map == [[0, 1], [1, -1]]
+    with pytest.raises(ValueError, match=r"layer_map must be .*; got '\[\[0, 1\]'"):
+        HfArgumentParser(DistillationConfig).parse_args_into_dataclasses([*command[:-1], "[[0, 1]"])

@@ -14,9 +14,10 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PrinterCallback
 
 from hf_distill import DistillationConfig, DistillationTrainer
+from hf_distill.data.soft_losses import SOFT_LOSSES
 from hf_distill.training.distributed import shutdown_processes
 
-KINDS = ("plain", "ensemble", "unlabelled", "grouped")
+KINDS = ("plain", "ensemble", "unlabelled", "grouped", "matching", "reverse_kl", "dkd")
 NUM_ROWS = 29  # divides by no number of processes
 
 
@@ -35,9 +36,13 @@ def rows_of(kind: str) -> Any:
 
 def train(kind: str, batch_size: int, folder: Path) -> None:
     """Train and write down the losses, the final weights and the evaluation."""
-    teachers = [tiny.bert(1, initializer_range=0.3), tiny.distilbert(2)]
+    teachers = [tiny.bert(1, initializer_range=0.3, hidden_size=32 if kind == "matching" else 16), tiny.distilbert(2)]
     rows = rows_of(kind)
-    weights = {"alpha": 0.0} if kind == "unlabelled" else {"alpha": 0.3, "alpha_end": 0.6, "schedule": "linear"}
+    weights: dict[str, Any] = (
+        {"alpha": 0.0} if kind == "unlabelled" else {"alpha": 0.3, "alpha_end": 0.6, "schedule": "linear"}
+    )
+    weights |= {"hidden_weight": 0.5, "feature_weight": 1.0, "relation_weight": 1.0} if kind == "matching" else {}
+    weights |= {"soft_loss": kind} if kind in SOFT_LOSSES else {}
     trainer = DistillationTrainer(
         model=tiny.bert(0),
         teacher=teachers if kind == "ensemble" else teachers[0],

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from hf_distill.data.soft_losses import SOFT_LOSSES
+from hf_distill.data.soft_losses import MATCHING_TERMS, SOFT_LOSSES
 from hf_distill.hub.card.origins import Origins
 
 TEMPLATE = Path(__file__).parent / "template.md"
@@ -52,7 +52,9 @@ def objective(training: Mapping[str, Any], problem_type: str | None = None) -> s
     how = "" if schedule == "constant" else f", {schedule} schedule"
     soft_loss, scale = _soft_loss(training, problem_type), f", T = {temperature}"
     scale = scale if "T" in soft_loss else ""
-    return f"{alpha} x label loss + {soft} x {soft_loss}{scale}{how}"
+    weights = {compared: training.get(f"{name}_weight") for name, compared in MATCHING_TERMS.items()}
+    matching = "".join(f" + {weight:g} x {compared}" for compared, weight in weights.items() if weight)
+    return f"{alpha} x label loss + {soft} x {soft_loss}{scale}{how}{matching}"
 
 
 def _soft_loss(training: Mapping[str, Any], problem_type: str | None) -> str:
