@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 from accelerate import PartialState
 from datasets import Dataset
 
-from hf_distill.data.loading import find_columns, load_rows, prepare_splits, split_of
+from hf_distill.data.augmented_texts import with_augmented
+from hf_distill.data.loading import Splits, find_columns, load_rows, prepare_splits, split_of
 from hf_distill.evaluation.metrics import Metrics
 from hf_distill.hub.card.lineage import data_origin
 from hf_distill.runs.building import in_the_students_order
 from hf_distill.runs.preprocessing import Inputs, readable_images
 from hf_distill.runs.progress import Progress
-from hf_distill.runs.recipe.schema import Recipe
+from hf_distill.runs.recipe.schema import OF_TEXTS, Recipe
 from hf_distill.runs.recipe.settings import StageSettings
 from hf_distill.runs.shared_targets import shared_targets
 from hf_distill.runs.stages import Run
@@ -65,6 +67,9 @@ def open_run(
         splits, images = readable_images(recipe, in_the_students_order(recipe, splits))
         with PartialState().main_process_first():
             inputs = Inputs(recipe, splits, shared)
+            if recipe.is_text and data.augment is not None and data.augment.copies:
+                splits = replace(splits, train=_augmented(recipe, splits, inputs.mask_token))
+                inputs = Inputs(recipe, splits, shared)
         origin = data_origin(data.dataset, data.revision, rows)
         metrics = Metrics(recipe.model_dump()["metrics"], splits.label_names)
         yield Run(
@@ -85,6 +90,22 @@ def _unlabelled(recipe: Recipe) -> Dataset | None:
     if source.max_rows is not None and source.max_rows < len(chosen):
         chosen = chosen.shuffle(seed=int(recipe.training.get("seed", 42))).select(range(source.max_rows))
     return chosen
+
+
+def _augmented(recipe: Recipe, splits: Splits, mask_token: str | None) -> Dataset:
+    """Return the training rows with changed copies, as a recipe says.
+
+    Raises:
+        ValueError: words are to be masked, and there is no token for that.
+    """
+    assert recipe.data.augment is not None
+    if recipe.data.augment.mask and mask_token is None:
+        raise ValueError(
+            "data.augment.mask: the models' tokenizers have no mask token, or several: use swap and drop alone"
+        )
+    seed = int(recipe.training.get("seed", 42))
+    changes = recipe.data.augment.model_dump(include={*OF_TEXTS})
+    return with_augmented(splits.train, splits.columns.inputs, mask_token=mask_token, seed=seed, **changes)
 
 
 @contextlib.contextmanager

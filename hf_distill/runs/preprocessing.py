@@ -30,7 +30,7 @@ from hf_distill.models import GreyImageProcessor, MLPConfig
 from hf_distill.models.pixels import WHITE
 from hf_distill.models.sources import first_line, named_source_options
 from hf_distill.models.vocabulary import count_tokens, coverage, prune_vocabulary
-from hf_distill.runs.recipe.schema import Augment, Recipe, Student, Teacher
+from hf_distill.runs.recipe.schema import OF_IMAGES, Augment, Recipe, Student, Teacher
 from hf_distill.runs.shared_targets import SharedTargets
 
 Section = Teacher | Student
@@ -110,6 +110,12 @@ class Inputs:
             self._of_sources[source] = self._new_reader(section, source)
         return self._of_sources[source]
 
+    @property
+    def mask_token(self) -> str | None:
+        """Return the mask token that all tokenizers have; None: they have none, or several."""
+        tokens = {reader.processor.mask_token for reader in self._readers}
+        return next(iter(tokens)) if len(tokens) == 1 else None
+
     def kept_tokens(self, section: Section) -> list[int] | None:
         """Return the teacher's ids of the tokens that a student of its layers keeps; None: all."""
         of_layers = section.from_teacher if isinstance(section, Student) else None
@@ -164,7 +170,7 @@ class Inputs:
         columns = self._splits.columns.inputs
         rows = self._splits.labelled if role == "labelled" else self._splits.named()[role]
         if not self._recipe.is_text:
-            changes = augment.model_dump() if augment is not None else {}
+            changes = augment.model_dump(include={*OF_IMAGES}) if augment is not None else {}
             return ImageRows(
                 rows,
                 columns[0],

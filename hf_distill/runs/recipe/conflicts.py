@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hf_distill.runs.recipe.schema import Recipe, Student, Teacher
+from hf_distill.runs.recipe.schema import OF_IMAGES, OF_TEXTS, Recipe, Student, Teacher
 from hf_distill.runs.recipe.validation import logits_problems, marked
 
 
@@ -14,8 +14,9 @@ def conflicts(recipe: Recipe) -> list[str]:
 
 def _of_data(recipe: Recipe) -> list[str]:
     data = recipe.data
-    elsewhere = ("image_column", "augment") if recipe.is_text else ("text_column", "text_pair_column", "max_length")
+    elsewhere = ("image_column",) if recipe.is_text else ("text_column", "text_pair_column", "max_length")
     problems = [f"data.{key}: has no effect in {recipe.task}" for key in elsewhere if getattr(data, key) is not None]
+    problems += _of_augment(recipe)
     if recipe.is_text and data.background != type(data).model_fields["background"].default:
         problems.append(f"data.background: has no effect in {recipe.task}")
     if recipe.task == "token-classification" and data.text_pair_column is not None:
@@ -31,6 +32,22 @@ def _of_data(recipe: Recipe) -> list[str]:
     models: list[Teacher | Student] = [*recipe.teachers, *recipe.students]
     if recipe.is_text and data.processor is None and not any(section.model or section.processor for section in models):
         problems.append("data.processor: is missing; name a tokenizer, since no model comes with one")
+    return problems
+
+
+def _of_augment(recipe: Recipe) -> list[str]:
+    problems = []
+    sections = {"data": recipe.data.augment}
+    sections |= {f"teacher.{place}": teacher.augment for place, teacher in enumerate(recipe.teachers)}
+    for section, augment in sections.items():
+        chosen = {} if augment is None else {name: value for name, value in augment.model_dump().items() if value}
+        of_others = OF_IMAGES if recipe.is_text else OF_TEXTS
+        problems += [f"{section}.augment.{key}: has no effect in {recipe.task}" for key in chosen if key in of_others]
+        if not recipe.is_text or section != "data" or not chosen:
+            continue
+        changes = [name for name in OF_TEXTS[1:] if name in chosen]
+        if ("copies" in chosen) != bool(changes):
+            problems.append("data.augment: needs copies, and one or more of mask, swap and drop: all or none of it")
     return problems
 
 

@@ -14,13 +14,21 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
+Share = Annotated[float, Field(ge=0, le=1, strict=False)]
+OF_IMAGES, OF_TEXTS = ("crop_padding", "horizontal_flip"), ("copies", "mask", "swap", "drop")  # fields of Augment
+
+
 class Augment(_Section):
-    """Random changes to training images."""
+    """Random changes to training images, or changed copies of training texts, which the teacher alone labels."""
 
     crop_padding: Annotated[int, Field(ge=0)] = Field(
         0, description="Pixels of padding on each side before a random crop to the former size."
     )
     horizontal_flip: bool = Field(False, description="Mirror half of the images.")
+    copies: Annotated[int, Field(ge=0)] = Field(0, description="Changed copies of each text, as rows without labels.")
+    mask: Share = Field(0.0, description="Probability that a word of a copy becomes the mask token.")
+    swap: Share = Field(0.0, description="Probability that a word of a copy changes places with the next one.")
+    drop: Share = Field(0.0, description="Probability that a word of a copy is left out.")
 
 
 class Unlabelled(_Section):

@@ -127,7 +127,9 @@ def logits_problems(recipe: Mapping[str, Any], key: str, *, is_alone: bool) -> l
                 "already: leave it out"
             )
     augment = recipe["data"]["augment"] or {}
-    if recipe["training"].get("teacher_logits_views") is not None and not any(augment.values()):
+    if recipe["training"].get("teacher_logits_views") is not None and not (
+        augment.get("crop_padding") or augment.get("horizontal_flip")
+    ):
         problems.append("training.teacher_logits_views: has no effect, the training rows are the same in each epoch")
     return problems
 
