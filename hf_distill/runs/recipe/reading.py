@@ -33,6 +33,7 @@ _EXCLUSIVE = {
     "student": ("model", "config", "from_teacher"),
     "stages": ("model", "config", "from_teacher"),
 }
+_OF_LAYERS = {"layers": ("num_layers", "strategy"), "num_layers": ("layers",), "strategy": ("layers",)}  # likewise
 
 
 class RecipeError(ValueError):
@@ -201,6 +202,9 @@ def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
             part_or_index: Any = int(part)
         elif isinstance(section, dict):
             part_or_index = part
+            if depth and path[depth - 1] == "from_teacher" and value is not None:
+                for other in _OF_LAYERS.get(part, ()):
+                    section.pop(other, None)
             exclusive = _EXCLUSIVE.get(path[0], ())
             if part in exclusive and value is not None and _is_section(path[:depth]):
                 for other in set(exclusive) - {part}:

@@ -281,7 +281,12 @@ class TestConflicts:
             ([("{from_teacher: {layers: [0, 5]}}", "{}")], "student: give exactly one of model, config, from_teacher"),
             ([("eval_split: v", "image_column: x, eval_split: v")], "data.image_column: has no effect in text-classif"),
             ([("eval_split: v", "background: black, eval_split: v")], "data.background: has no effect in text-classif"),
-            ([("eval_split: v", "augment: {}, eval_split: v")], "data.augment: has no effect in text-classification"),
+            (
+                [("eval_split: v", "augment: {crop_padding: 1}, eval_split: v")],
+                "data.augment.crop_padding: has no effect",
+            ),
+            ([("eval_split: v", "augment: {mask: 0.1}, eval_split: v")], "data.augment: needs copies, and one or more"),
+            ([("eval_split: v", "augment: {copies: 1}, eval_split: v")], "data.augment: needs copies, and one or more"),
             ([("eval_split: v", "processor: {}, eval_split: v")], "data.processor: expected the Hub id or folder of a"),
             ([(TEACHER, "{config: {model_type: bert}}")], "teacher: a teacher made from a config knows nothing yet"),
             ([(TEACHER, "{config: {model_type: bert}, training: {}}")], "data.processor: is missing; name a tokenizer"),
