@@ -159,9 +159,9 @@ class DistillationTrainer(Trainer):
         self.matching.average_gradients(self.accelerator)
         return loss
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Create the optimizer as `Trainer` does, with what is learned beside the student."""
-        optimizer = super().create_optimizer(*args, **kwargs)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         self.matching.join(optimizer)
         return optimizer
 

@@ -20,7 +20,10 @@ from transformers import (
 
 from hf_distill import DistillationConfig, DistillationTrainer
 from hf_distill.models.internals import ATTENTION_FAMILIES, attention_points, layers_of, pooled_point
-from hf_distill.training.matching import PROJECTIONS_FILE, Matching, layer_pairs
+from hf_distill.models.vocabulary import count_tokens, prune_embeddings, prune_vocabulary
+from hf_distill.runs.recipe.reading import load_recipe
+from hf_distill.runs.train import distill
+from hf_distill.training.matching import PROJECTIONS_FILE, Matching, layer_pairs, token_ids
 
 OF_IMAGES = ("vit", "deit", "dinov2", "beit", "resnet", "convnext", "swin")
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
@@ -279,6 +282,50 @@ def test_a_new_student_of_each_trial_is_matched(tmp_path: Path) -> None:
         trainer.train()
         assert trainer.matching.student is trainer.student
         assert trainer.state.log_history[0]["relation_loss"] > 0
+
+
+def with_fewer_pieces(texts: list[str], folder: Any) -> DistillationTrainer:
+    """Return a trainer whose student keeps the word pieces of the film alone, and the rows of some texts."""
+    whole = tiny.tokenizer()
+    tokenizer, kept = prune_vocabulary(whole, count_tokens(whole(["the film is good", "a dull plot"])["input_ids"]), 1)
+    student = tiny.bert(0)
+    prune_embeddings(student, kept)
+    assert len(kept) < len(whole)
+    rows = Dataset.from_dict({"text": texts, "labels": [place % 3 for place in range(len(texts))], **tokenizer(texts)})
+    return DistillationTrainer(
+        student,
+        tiny.bert(1, num_layers=4, hidden_size=32),
+        settings(folder, relation_weight=1.0, hidden_weight=1.0, max_steps=1, logging_steps=1),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        teacher_processing_class=whole,
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+
+
+def test_a_student_with_fewer_word_pieces_is_matched(tmp_path: Path) -> None:
+    """The same pieces by other numbers are the same tokens; where a word is cut in another way they are not."""
+    trainer = with_fewer_pieces(["the film is good", "a dull plot", "the plot is dull", "a good film"], tmp_path)
+    trainer.train()
+    assert trainer.state.log_history[0]["relation_loss"] > 0
+    trainer = with_fewer_pieces(["the film is good", "a funny and sad plot"], tmp_path)
+    with pytest.raises(ValueError, match="student and teacher cut these rows into others"):
+        trainer.train()
+
+
+def test_a_teacher_with_other_word_pieces_is_refused(tmp_path: Path) -> None:
+    """Tokens that are compared because they stand at the same place."""
+    with pytest.raises(ValueError, match="the teacher has inputs of its own"):
+        token_ids(tiny.tokenizer(), object(), "relation_weight")
+
+
+def test_a_recipe_is_refused_before_its_teacher_is_trained(tmp_path: Path) -> None:
+    """An hour of a teacher's training, and then a family that is not known."""
+    chosen = ["training.relation_weight=1", "training.use_cpu=true", "teacher.training.use_cpu=true"]
+    recipe = load_recipe("vision/digits", [*chosen, f"output_dir={tmp_path}/out"])
+    with pytest.raises(ValueError, match="convnext is none of these"):
+        distill(recipe, "vision/digits")
+    assert not (tmp_path / "out" / "teacher").exists()
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
