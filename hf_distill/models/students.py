@@ -137,16 +137,7 @@ def student_from_teacher(
         Sanh et al., "DistilBERT, a distilled version of BERT", arXiv 1910.01108, section 3 (one layer out of two).
     """
     num_wanted, num_layers = num_layers, int(getattr(teacher.config, "num_hidden_layers", 0))
-    stacks = [
-        name
-        for name, module in teacher.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers > 0
-    ]
-    if len(stacks) != 1:
-        raise ValueError(
-            f"from_teacher copies layers of an encoder with one stack of layers (BERT, ViT and their like); "
-            f"{type(teacher).__name__} has {len(stacks)}: use model: or config: for the student"
-        )
+    stack = _stack_of_layers(teacher, num_layers)
     if (layers is None) == (num_wanted is None):
         raise ValueError("student_from_teacher needs layers or num_layers, one of the two")
     if layers is None:
@@ -158,22 +149,16 @@ def student_from_teacher(
             f"from_teacher.layers must name some of the teacher's layers 0 to {num_layers - 1}, each once; "
             f"got {list(layers)}"
         )
-    settings = teacher.config.to_dict()
-    for name, value in settings.items():  # what a config lists for each layer, such as its kind of attention
-        if isinstance(value, list) and len(value) == num_layers and name.startswith(("layer", "attention_window")):
-            settings[name] = [value[layer] for layer in layers]
-    for name in ("stage_names", "out_features", "out_indices"):  # name layers of backbones; no classifier reads them
-        settings.pop(name, None)
-    settings[type(teacher.config).attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(layers)
+    settings = _settings_of_layers(teacher, layers)
     new_place = {layer: place for place, layer in enumerate(layers)}
-    in_stack = re.compile(rf"{re.escape(stacks[0])}\.(\d+)\.")
+    in_stack = re.compile(rf"{re.escape(stack)}\.(\d+)\.")
     weights = {}
     for name, weight in teacher.state_dict().items():
         match = in_stack.match(name)
         if match is None:
             weights[name] = weight
         elif int(match[1]) in new_place:
-            weights[f"{stacks[0]}.{new_place[int(match[1])]}.{name[match.end() :]}"] = weight
+            weights[f"{stack}.{new_place[int(match[1])]}.{name[match.end() :]}"] = weight
     try:
         config = type(teacher.config).from_dict(settings)
         set_labels(config, [name for _, name in sorted(config.id2label.items())])  # as numbers, also in label2id
@@ -186,6 +171,34 @@ def student_from_teacher(
             f"are not alike ({_shortened(error)}): keep layer 0 first, or use model: or config: for the student"
         ) from error
     return student
+
+
+def _stack_of_layers(teacher: PreTrainedModel, num_layers: int) -> str:
+    """Return the name of the one list that has all of a model's layers."""
+    stacks = [
+        name
+        for name, module in teacher.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers > 0
+    ]
+    if len(stacks) != 1:
+        raise ValueError(
+            f"from_teacher copies layers of an encoder with one stack of layers (BERT, ViT and their like); "
+            f"{type(teacher).__name__} has {len(stacks)}: use model: or config: for the student"
+        )
+    return stacks[0]
+
+
+def _settings_of_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> dict[str, Any]:
+    """Return the settings of a model of some of a teacher's layers."""
+    num_layers = int(teacher.config.num_hidden_layers)
+    settings = teacher.config.to_dict()
+    for name, value in settings.items():  # what a config lists for each layer, such as its kind of attention
+        if isinstance(value, list) and len(value) == num_layers and name.startswith(("layer", "attention_window")):
+            settings[name] = [value[layer] for layer in layers]
+    for name in ("stage_names", "out_features", "out_indices"):  # name layers of backbones; no classifier reads them
+        settings.pop(name, None)
+    settings[type(teacher.config).attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(layers)
+    return settings
 
 
 def set_labels(config: Any, label_names: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from inspect import signature
@@ -12,11 +13,12 @@ from accelerate import PartialState
 from datasets import Dataset
 
 from hf_distill.data.augmented_texts import with_augmented
+from hf_distill.data.images import check_images
 from hf_distill.data.loading import Splits, find_columns, load_rows, prepare_splits, split_of
 from hf_distill.evaluation.metrics import Metrics
 from hf_distill.hub.card.lineage import data_origin
 from hf_distill.runs.building import in_the_students_order
-from hf_distill.runs.preprocessing import Inputs, readable_images
+from hf_distill.runs.preprocessing import Inputs
 from hf_distill.runs.progress import Progress
 from hf_distill.runs.recipe.schema import OF_TEXTS, Recipe
 from hf_distill.runs.recipe.settings import StageSettings
@@ -75,6 +77,29 @@ def open_run(
         yield Run(
             recipe, name, settings, workspace, splits, inputs, metrics, origin, shared, images, progress or Progress()
         )
+
+
+def readable_images(recipe: Recipe, splits: Splits) -> tuple[Splits, dict[str, Any]]:
+    """Return the splits without rows whose images cannot be read, if that is wanted, and what the images are like.
+
+    Raises:
+        ValueError: an image cannot be read or scaled, and is not to be skipped.
+    """
+    if recipe.is_text:
+        return splits, {}
+    kinds: Counter[str] = Counter()
+    kept: dict[str, Dataset] = {}
+    skipped: dict[str, int] = {}
+    for role, rows in splits.named().items():
+        bad: list[int] | None = [] if recipe.data.skip_unreadable else None
+        kinds += check_images(rows, splits.columns.inputs[0], role, recipe.data.background, unreadable=bad)
+        kept[role] = rows if not bad else rows.select(sorted(set(range(len(rows))) - set(bad)))
+        skipped |= {role: len(bad)} if bad else {}
+    if skipped and PartialState().is_main_process:
+        told = ", ".join(f"{number} of the {role} split" for role, number in skipped.items())
+        warnings.warn(f"data: left out, since they cannot be read: images {told}", UserWarning, stacklevel=2)
+    info: dict[str, Any] = {"unusual_images": dict(kinds)} if kinds else {}
+    return replace(splits, **kept), info | ({"skipped_images": skipped} if skipped else {})
 
 
 def _unlabelled(recipe: Recipe) -> Dataset | None:

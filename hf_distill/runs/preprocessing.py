@@ -2,9 +2,8 @@
 
 import contextlib
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -22,7 +21,7 @@ from transformers import (
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
 
 import hf_distill.models  # noqa: F401  (registers the architectures that Transformers lacks)
-from hf_distill.data.images import ImageRows, check_images
+from hf_distill.data.images import ImageRows
 from hf_distill.data.loading import Splits
 from hf_distill.data.processors import difference, max_tokens, processor_settings
 from hf_distill.data.text import tokenize_text, tokenize_words
@@ -288,29 +287,6 @@ class Inputs:
                 f"data.max_length: must be at most {most}, which is all that the models take; got {wanted}"
             )
         return most if wanted is None else wanted
-
-
-def readable_images(recipe: Recipe, splits: Splits) -> tuple[Splits, dict[str, Any]]:
-    """Return the splits without rows whose images cannot be read, if that is wanted, and what the images are like.
-
-    Raises:
-        ValueError: an image cannot be read or scaled, and is not to be skipped.
-    """
-    if recipe.is_text:
-        return splits, {}
-    kinds: Counter[str] = Counter()
-    kept: dict[str, datasets.Dataset] = {}
-    skipped: dict[str, int] = {}
-    for role, rows in splits.named().items():
-        bad: list[int] | None = [] if recipe.data.skip_unreadable else None
-        kinds += check_images(rows, splits.columns.inputs[0], role, recipe.data.background, unreadable=bad)
-        kept[role] = rows if not bad else rows.select(sorted(set(range(len(rows))) - set(bad)))
-        skipped |= {role: len(bad)} if bad else {}
-    if skipped and PartialState().is_main_process:
-        told = ", ".join(f"{number} of the {role} split" for role, number in skipped.items())
-        warnings.warn(f"data: left out, since they cannot be read: images {told}", UserWarning, stacklevel=2)
-    info: dict[str, Any] = {"unusual_images": dict(kinds)} if kinds else {}
-    return replace(splits, **kept), info | ({"skipped_images": skipped} if skipped else {})
 
 
 def distinct(teachers: Sequence[Reader], student: Reader) -> list[Reader]:

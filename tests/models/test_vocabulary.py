@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_distill.models.students import chosen_layers
 from hf_distill.models.vocabulary import count_tokens, coverage, prune_embeddings, prune_vocabulary
@@ -53,3 +54,43 @@ def test_a_pruned_model_gives_the_same_logits(tmp_path: Path) -> None:
 )
 def test_strategies_choose_layers(strategy: str, layers: list[int]) -> None:
     assert chosen_layers(6, 4, strategy) == layers
+
+
+TEXTS = ["the film is good and the plot is great", "a dull film with a poor plot", "funny and sad and long"]
+
+
+def trained(kind: str) -> PreTrainedTokenizerFast:
+    """Train a small tokenizer of a kind on the texts."""
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>"}
+    names = list(special.values())
+    if kind == "Unigram":
+        backend = Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=names, unk_token="<unk>")
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        backend = Tokenizer(models.BPE(unk_token=None if kind == "byte-level BPE" else "<unk>"))
+        is_bytes = kind == "byte-level BPE"
+        alphabet = pre_tokenizers.ByteLevel.alphabet() if is_bytes else []
+        trainer = trainers.BpeTrainer(
+            vocab_size=330 if is_bytes else 60, special_tokens=names, initial_alphabet=alphabet
+        )
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel() if is_bytes else pre_tokenizers.Whitespace()
+    backend.train_from_iterator(TEXTS, trainer)
+    ends = [(name, backend.token_to_id(name)) for name in ("<s>", "</s>")]
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+
+
+@pytest.mark.parametrize("kind", ["BPE", "byte-level BPE", "Unigram"])
+def test_other_kinds_split_the_deciding_texts_as_before(kind: str, tmp_path: Path) -> None:
+    """Merges of pieces that are gone; numbers that a template or a config still has from before."""
+    whole = trained(kind)
+    small, kept = prune_vocabulary(whole, count_tokens(whole(TEXTS[2:])["input_ids"]))
+    assert len(kept) < len(whole)
+    small.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    for tokenizer in (small, again):
+        assert tokenizer.tokenize(TEXTS[2]) == whole.tokenize(TEXTS[2])
+        assert [kept[token] for token in tokenizer(TEXTS[2])["input_ids"]] == whole(TEXTS[2])["input_ids"]
+        assert "<unk>" not in tokenizer.tokenize(TEXTS[1])
+        assert tokenizer.convert_tokens_to_ids("<pad>") == tokenizer.pad_token_id

@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 
 from hf_distill.data.loading import load_rows, prepare_splits
-from hf_distill.runs.preprocessing import Inputs, distinct, readable_images
+from hf_distill.runs.opening import readable_images
+from hf_distill.runs.preprocessing import Inputs, distinct
 from hf_distill.runs.recipe.reading import load_recipe
 from hf_distill.runs.recipe.schema import Recipe
 
