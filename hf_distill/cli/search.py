@@ -25,8 +25,9 @@ def search(
 ) -> None:
     r"""Search settings of the student's training, and write the best as a recipe.
 
-    The teacher is trained once. The rows that choose are never those of the recipe's results. The same command goes on
-    where it was stopped; needs pip install 'hf_distill\[search]'.
+    The teacher is trained once. The rows that choose are never those of the
+    recipe's results. The same command goes on where it was stopped.
+    It needs Optuna: pip install 'hf_distill\[search]'.
     """
     from hf_distill.cli.progress import progress_for
     from hf_distill.runs.search import DEFAULT_RANGES, Range

@@ -134,6 +134,7 @@ def _results(run: Run) -> Results:
         lineage=run.lineage(model),
         curves=run.curves,
         differences=_differences(predicted) if "accuracy" in teacher.metrics else {},
+        terms_of_micro_batches=run.settings.of("student").terms_of_micro_batches,
         per_class=per_class(logits, labels, run.splits.label_names),
     )
     if PartialState().is_main_process:

@@ -330,6 +330,13 @@ class DistillationConfig(TrainingArguments):
         return {name: weight for name, weight in weights.items() if weight}
 
     @property
+    def terms_of_micro_batches(self) -> list[str]:
+        """Name the terms whose rows are compared with each other, in each micro-batch of each process."""
+        is_rkd = bool(self.feature_weight) and self.feature_loss == "rkd"
+        is_dist = self.uses_soft_targets and SOFT_LOSSES[self.soft_loss].is_of_batch
+        return ["soft"] * is_dist + ["feature"] * is_rkd
+
+    @property
     def uses_labels(self) -> bool:
         """Tell whether any step learns from labels."""
         return self.alpha > 0 or (self.alpha_end is not None and self.alpha_end > 0)

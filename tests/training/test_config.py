@@ -122,3 +122,18 @@ def test_pairs_of_layers_can_be_given_on_a_command_line(tmp_path: Path) -> None:
     assert parsed.layer_map == [[0, 1], [1, -1]]
     with pytest.raises(ValueError, match=r"layer_map must be .*; got '\[\[0, 1\]'"):
         HfArgumentParser(DistillationConfig).parse_args_into_dataclasses([*command[:-1], "[[0, 1]"])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, []),
+        ({"soft_loss": "dist"}, ["soft"]),
+        ({"soft_loss": "dist", "alpha": 1.0}, []),
+        ({"feature_weight": 1.0}, []),
+        ({"feature_weight": 1.0, "feature_loss": "rkd", "soft_loss": "dist"}, ["soft", "feature"]),
+    ],
+)
+def test_terms_that_depend_on_the_micro_batch_are_named(chosen: dict, expected: list[str], tmp_path: Path) -> None:
+    """Results that another batch size would not give, without a word."""
+    assert DistillationConfig(str(tmp_path), **chosen).terms_of_micro_batches == expected
