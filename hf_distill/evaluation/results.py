@@ -91,8 +91,8 @@ class Results:
         curves: what each trained stage logged, by step; see `curve`.
         per_class: of the student: `rows`, `precision`, `recall` and `f1` by the name of the class; 0 for one that has
             no rows, or that was never predicted.
-        terms_of_micro_batches: the terms of the student's loss (`soft`, `feature`) that compare the rows of a micro-batch
-            with each other, and so depend on its size; all others are means over the whole accumulated batch.
+        terms_of_micro_batches: the terms of the student's loss (`soft`, `feature`) that compare the rows of a
+            micro-batch, and so depend on its size; all others are means over the whole accumulated batch.
         differences: of accuracies, by `student_baseline` (the student's less the baseline's), `teacher_baseline` and
             `student_teacher`; empty if accuracy is not among the metrics.
     """

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from transformers import AutoConfig, PreTrainedModel
 
 from hf_distill.data.loading import Splits, reorder_labels
+from hf_distill.models.adapters import with_adapter
 from hf_distill.models.sources import first_line, source_options
 from hf_distill.models.students import model_from_checkpoint, model_from_config, set_labels, student_from_teacher
 from hf_distill.models.tasks import AUTO_CLASSES
@@ -97,9 +98,15 @@ class ModelBuilder:
     def _dry(self, section: Section, teacher: Any) -> PreTrainedModel:
         """Build a model that will be trained, without memory for its weights unless it has them from a checkpoint."""
         if section.model is not None:
-            return self.new_model(section)
+            return self._seen_with_adapter(section, self.new_model(section))
         model = build_on_meta(section, self.recipe, self.splits.label_names, teacher)
         set_labels(model.config, self.splits.label_names)
+        return self._seen_with_adapter(section, model)
+
+    def _seen_with_adapter(self, section: Section, model: PreTrainedModel) -> PreTrainedModel:
+        """Return the model, after a look at whether a copy of it takes the adapter that is wanted."""
+        if isinstance(section, Student) and section.peft is not None:
+            with_adapter(copy.deepcopy(model), section.peft, self.recipe.task)
         return model
 
     def _check_teacher(self, section: Teacher, model: PreTrainedModel | None) -> None:

@@ -19,6 +19,7 @@ from hf_distill.evaluation.predictor import predict
 from hf_distill.evaluation.results import curve
 from hf_distill.evaluation.teacher_quality import ChanceTeacherError
 from hf_distill.hub.card.lineage import NOWHERE, model_origin
+from hf_distill.models.adapters import merged, with_adapter
 from hf_distill.models.vocabulary import prune_embeddings
 from hf_distill.runs.building import Member, ModelBuilder, column_of
 from hf_distill.runs.checkpoint import Checkpoint
@@ -192,6 +193,9 @@ class Run:
         self._note_origin(section, members)
         checkpoint = self.workspace.last_checkpoint(stage)
         clock = Clock(0.0 if checkpoint is None else checkpoint.seconds)
+        adapter = section.peft if isinstance(section, Student) else None
+        if adapter is not None:
+            model = with_adapter(model, adapter, self.recipe.task)
         augment = self.recipe.data.augment
         if isinstance(section, Teacher) and section.augment is not None:
             augment = section.augment
@@ -208,9 +212,12 @@ class Run:
         self._direct_tensorboard(trainer, stage, goes_on=checkpoint is not None)
         if checkpoint is not None and checkpoint.is_final:
             # Trained to the end, but not saved: `train` would go one step too far.
-            saved = self.builder.saved_model(_best(checkpoint, args), section)
-            model.load_state_dict(saved.state_dict())
-            model.config = saved.config
+            if adapter is not None:
+                trainer._load_from_checkpoint(str(_best(checkpoint, args)))
+            else:
+                saved = self.builder.saved_model(_best(checkpoint, args), section)
+                model.load_state_dict(saved.state_dict())
+                model.config = saved.config
             history = checkpoint.state["log_history"]
         else:
             try:
@@ -218,6 +225,8 @@ class Run:
             except ChanceTeacherError as error:
                 raise ValueError(chance_message(error, members)) from error
             history = trainer.state.log_history
+        if adapter is not None:
+            model = trainer.model = trainer.model_wrapped = merged(trainer.accelerator.unwrap_model(trainer.model))
         seconds = round(clock.seconds(), 3)
         self.curves[stage] = curve(history)
 

@@ -37,6 +37,7 @@ from hf_distill.evaluation.results import ModelResult, Results
 from hf_distill.hub.portable import portable
 from hf_distill.runs.recipe.reading import load_recipe
 from hf_distill.runs.train import distill
+from hf_distill.runs.workspace import Workspace
 from hf_distill.teachers.model import TeacherModel
 from hf_distill.training.config import DistillationConfig
 
@@ -548,3 +549,47 @@ def test_the_folder_of_unlabelled_rows_is_not_published():
     Path("recipe.yaml").write_text(yaml.safe_dump(values))
     shared = portable(load_recipe("recipe.yaml").model_dump())
     assert shared["data"]["unlabelled"]["path"] == "more.jsonl"
+
+
+LORA = {"from_teacher": {"layers": [0, 2]}, "peft": {"r": 4, "lora_alpha": 8}}
+
+
+@pytest.mark.slow
+def test_an_adapter_alone_is_trained_and_is_in_the_saved_weights(monkeypatch):
+    """A student that needs PEFT where it is used, or all of which was trained; a stop between the last two steps."""
+    run(text_recipe(baseline=False, student=LORA))
+    teacher, student = (
+        AutoModelForSequenceClassification.from_pretrained(f"out/{each}") for each in ("teacher", "student")
+    )
+    assert not Path("out/student/adapter_config.json").exists()
+    frozen, adapted = "output.dense.weight", "attention.self.query.weight"
+    for name in (frozen, adapted):
+        both = [model.get_parameter(f"bert.encoder.layer.0.{name}") for model in (teacher, student)]
+        assert torch.equal(*both) == (name == frozen)
+    assert not torch.equal(teacher.classifier.weight, student.classifier.weight)
+
+    def stop(self, stage, save, record):
+        if stage == "student":
+            raise KeyboardInterrupt
+        return finish(self, stage, save, record)
+
+    finish = Workspace.finish
+    monkeypatch.setattr(Workspace, "finish", stop)
+    recipe = text_recipe(baseline=False, student=LORA, output_dir="again")
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe)
+    monkeypatch.setattr(Workspace, "finish", finish)
+    run(recipe)
+    again = AutoModelForSequenceClassification.from_pretrained("again/student")
+    for name, weight in student.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), [({"rank": 4}, "has no field rank"), ({"target_modules": ["no"]}, "No modules")]
+)
+def test_an_adapter_that_cannot_be_is_refused_before_the_teacher_is_trained(fields, message):
+    """Hours of a teacher's training, and then a name that PEFT does not know."""
+    with pytest.raises(ValueError, match=f"student.peft: .*{message}"):
+        run(text_recipe(student={**LORA, "peft": fields}))
+    assert not Path("out/teacher").exists()

@@ -208,6 +208,11 @@ class Student(_Section):
     model: str | None = Field(None, description="Hub id or folder.")
     config: dict[str, Any] | None = Field(None, description="A new model: model_type and fields of its config.")
     from_teacher: FromTeacher | None = Field(None, description="Layers of the teacher.")
+    peft: dict[str, Any] | None = Field(
+        None,
+        description="Train a LoRA adapter and the head alone: fields of peft's LoraConfig, {r: 8, lora_alpha: 16}. The "
+        "saved student has it in its weights.",
+    )
     revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
     trust_remote_code: bool = Field(
         False, description="Run the Python code that comes with the model, its own processor's among it."
