@@ -1,8 +1,9 @@
-"""The picture of a run's training: losses and evaluation by step."""
+"""The picture of a run's training: losses and evaluation by epoch."""
 
 import io
 from collections.abc import Mapping, Sequence
 
+from hf_distill.data.soft_losses import MATCHING_TERMS
 from hf_distill.evaluation.results import Results
 
 PLOT = "training_curves.png"
@@ -52,13 +53,13 @@ def _drawn(panels: Mapping[tuple[str, str], Mapping[str, Points]]) -> bytes | No
 
 
 def _parts(curve: Sequence[Mapping[str, float]]) -> dict[str, Points]:
-    keys = {"loss": "loss", "soft": "soft_loss", "label": "label_loss"}
+    keys = {"loss": "loss", **{name: f"{name}_loss" for name in ("soft", "label", *MATCHING_TERMS)}}
     return {name: _points(curve, key) for name, key in keys.items()}
 
 
 def _points(curve: Sequence[Mapping[str, float]], key: str) -> Points:
-    found = [(entry["step"], entry[key]) for entry in curve if key in entry]
-    return [step for step, _ in found], [value for _, value in found]
+    found = [(entry.get("epoch", entry["step"]), entry[key]) for entry in curve if key in entry]
+    return [epoch for epoch, _ in found], [value for _, value in found]
 
 
 def _of_all(curves: Mapping[str, Sequence[Mapping[str, float]]], key: str) -> dict[str, Points]:
@@ -77,16 +78,16 @@ def _png(panels: Mapping[tuple[str, str], Mapping[str, Points]]) -> bytes:
         canvas = FigureCanvasAgg(figure)
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axis, ((title, y_label), lines) in zip(axes, panels.items(), strict=True):
-            for place, (name, (steps, values)) in enumerate(lines.items()):
+            for place, (name, (epochs, values)) in enumerate(lines.items()):
                 colour, mark, dash = _look(name, place)
                 axis.plot(
-                    steps,
+                    epochs,
                     values,
                     label=name,
                     color=colour,
                     linestyle=dash,
                     linewidth=1.5,
-                    marker=mark if len(steps) < _MARKED else None,
+                    marker=mark if len(epochs) < _MARKED else None,
                     markersize=4,
                 )
             numbers = [value for _, values in lines.values() for value in values]
@@ -96,7 +97,7 @@ def _png(panels: Mapping[tuple[str, str], Mapping[str, Points]]) -> bytes:
                 axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
             axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.set_title(title, fontsize=10)
-            axis.set_xlabel("step")
+            axis.set_xlabel("epoch")
             axis.set_ylabel(y_label)
             axis.grid(visible=True, linewidth=0.5, alpha=0.4)
             axis.legend(fontsize=8)
@@ -113,7 +114,7 @@ def _look(name: str, place: int) -> tuple[str, str, str]:
     """Return a line's colour, mark and dashes."""
     role, _, number = name.partition("-")
     if role not in _LOOKS:  # a part of the student's loss
-        return _LOOKS["student"][0], ("o", "v", "x")[place % 3], ("-", "--", ":")[place % 3]
+        return _LOOKS["student"][0], ("o", "v", "x", "+", "1", "2", "3")[place % 7], ("-", "--", ":", "-.")[place % 4]
     colour, mark = _LOOKS[role]
     if role == "teacher" and number:
         colour = _SHADES[(int(number) - 1) % len(_SHADES)]

@@ -56,7 +56,7 @@ class CardInfo:
     limits: Sequence[str]
     language: Sequence[str] = ()
     plot: str | None = None
-    plot_words: str = "Losses of teacher, student and baseline by training step"
+    plot_words: str = "Losses of teacher, student and baseline by epoch"
     is_distilled: bool = True
     of_run: Mapping[str, Any] = field(default_factory=dict)
 

@@ -129,7 +129,7 @@ def trainer_card(
         usage=None if training.task is None else usage(shared, _Usable(training), repo_id or f"your-name/{title}"),
         limits=_limits(training),
         plot=plot,
-        plot_words="Losses and evaluations of the student by training step",
+        plot_words="Losses and evaluations of the student by epoch",
         is_distilled=is_distilled,
     )
     return card(info)
