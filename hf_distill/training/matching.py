@@ -127,8 +127,11 @@ class Matching:
         if not args.matching_weights:
             return cls(args, trainer.student, None)
         names = ", ".join(f"{name}_weight" for name in args.matching_weights)
-        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
-            raise ValueError(f"{names} does not go with DeepSpeed or FSDP: leave it out, or train with DDP")
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or args.n_gpu > 1:
+            raise ValueError(
+                f"{names} goes with one GPU, or with DDP (torchrun, accelerate launch), and not with DeepSpeed, FSDP or "
+                "several GPUs in one process: leave it out, or launch a process for each GPU"
+            )
         matching = cls(args, trainer.student, source.model if isinstance(source, TeacherModel) else None, args.device)
         if isinstance(source, TeacherModel) and source.view is not None and set(args.matching_weights) != {"feature"}:
             processor = trainer._built.views.processors[source.view]
