@@ -129,7 +129,7 @@ class Matching:
         names = ", ".join(f"{name}_weight" for name in args.matching_weights)
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or args.n_gpu > 1:
             raise ValueError(
-                f"{names} goes with one GPU, or with DDP (torchrun, accelerate launch), and not with DeepSpeed, FSDP or "
+                f"{names} goes with one GPU or DDP (torchrun, accelerate launch), and not with DeepSpeed, FSDP or "
                 "several GPUs in one process: leave it out, or launch a process for each GPU"
             )
         matching = cls(args, trainer.student, source.model if isinstance(source, TeacherModel) else None, args.device)

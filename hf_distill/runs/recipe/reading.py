@@ -33,7 +33,10 @@ _EXCLUSIVE = {
     "student": ("model", "config", "from_teacher"),
     "stages": ("model", "config", "from_teacher"),
 }
-_OF_LAYERS = {"layers": ("num_layers", "strategy"), "num_layers": ("layers",), "strategy": ("layers",)}  # likewise
+_EXCLUSIVE_WITHIN = {  # likewise in a section of a section
+    "from_teacher": {"layers": ("num_layers", "strategy"), "num_layers": ("layers",), "strategy": ("layers",)},
+    "unlabelled": {"path": ("dataset", "name", "revision"), "dataset": ("path",)},
+}
 
 
 class RecipeError(ValueError):
@@ -202,9 +205,9 @@ def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
             part_or_index: Any = int(part)
         elif isinstance(section, dict):
             part_or_index = part
-            if depth and path[depth - 1] == "from_teacher" and value is not None:
-                for other in _OF_LAYERS.get(part, ()):
-                    section.pop(other, None)
+            within = _EXCLUSIVE_WITHIN.get(path[depth - 1], {}) if depth and value is not None else {}
+            for other in within.get(part, ()):
+                section.pop(other, None)
             exclusive = _EXCLUSIVE.get(path[0], ())
             if part in exclusive and value is not None and _is_section(path[:depth]):
                 for other in set(exclusive) - {part}:

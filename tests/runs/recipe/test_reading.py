@@ -513,6 +513,15 @@ class TestSeveralTeachersAndStages:
         command = command_for(recipe, "vision/mnist_ensemble")
         assert command == "hf-distill train vision/mnist_ensemble teacher.0.model=ready teacher.1.training.seed=5"
 
+    def test_one_named_on_the_command_line_takes_the_place_of_the_other(self):
+        """A local copy of the rows without labels beside a Hub id; layers beside their number."""
+        given = ["data.unlabelled.path=rows", "student.from_teacher.layers=[0, 5]"]
+        recipe = load_recipe("text/sst2_few_labels", given)
+        assert (recipe.data.unlabelled.dataset, recipe.data.unlabelled.path) == (None, "rows")
+        assert (recipe.student.from_teacher.layers, recipe.student.from_teacher.num_layers) == ([0, 5], None)
+        recipe = load_recipe("text/sst2_minilm", ["student.from_teacher.num_layers=2"])
+        assert recipe.student.from_teacher.num_layers == 2
+
     def test_a_command_can_be_given_to_a_shell(self):
         """A list of layers that the shell takes apart, in a published card."""
         recipe = load_recipe("text/sst2_minilm", ["student.from_teacher.layers=[1, 3]"])
