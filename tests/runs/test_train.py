@@ -593,3 +593,17 @@ def test_an_adapter_that_cannot_be_is_refused_before_the_teacher_is_trained(fiel
     with pytest.raises(ValueError, match=f"student.peft: .*{message}"):
         run(text_recipe(student={**LORA, "peft": fields}))
     assert not Path("out/teacher").exists()
+
+
+@pytest.mark.slow
+def test_changed_copies_of_texts_are_rows_that_the_teacher_alone_labels():
+    """Copies with the labels of texts that they are no longer, or a baseline that is trained on rows without any."""
+    augment = {"copies": 2, "mask": 0.2, "swap": 0.1, "drop": 0.1}
+    recipe = text_recipe(data={"path": "data", "augment": augment})
+    recipe["training"]["precompute_teacher_logits"] = True
+    found = run(recipe)
+    assert found.data["num_train_rows"] == 3 * 96
+    assert found.data["unlabelled_share"] == pytest.approx((16 + 2 * 96) / (3 * 96))
+    steps = {stage: curve[-1]["step"] for stage, curve in found.curves.items()}
+    assert steps["student"] > 3 * steps["baseline"]
+    assert found.student.metrics["accuracy"] > 0.8

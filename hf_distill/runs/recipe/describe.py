@@ -15,7 +15,7 @@ from hf_distill.hub.card.parts import split_words
 from hf_distill.models.sources import first_line, named_source_options, needs_consent
 from hf_distill.models.tasks import AUTO_CLASSES
 from hf_distill.runs.building import build_on_meta
-from hf_distill.runs.recipe.schema import Hub, Recipe, Stage, Student, Teacher
+from hf_distill.runs.recipe.schema import OF_TEXTS, Hub, Recipe, Stage, Student, Teacher
 from hf_distill.runs.shared_targets import UnreachableError, shared_targets
 from hf_distill.runs.workspace import check_folders_apart, state_of
 from hf_distill.teachers.memory import device_name, memory_needed
@@ -39,6 +39,7 @@ def plan(recipe: Recipe) -> list[tuple[str, str]]:
     return [
         ("task", recipe.task),
         ("data", f"{data.dataset or data.path}: {rows}{data.train_split} for training, {results} for the results"),
+        *_further_rows(recipe),
         *(("teacher", _teacher(section, recipe)) for section in recipe.teachers),
         *_students(recipe),
         ("baseline", "the same student on the labels alone" if recipe.baseline else "none"),
@@ -47,6 +48,18 @@ def plan(recipe: Recipe) -> list[tuple[str, str]]:
         ("output", _output(recipe)),
         *([("hub", _hub(recipe.hub))] if recipe.hub else []),
     ]
+
+
+def _further_rows(recipe: Recipe) -> list[tuple[str, str]]:
+    """Tell of training rows that the teacher alone labels."""
+    lines, source, augment = [], recipe.data.unlabelled, recipe.data.augment
+    if source is not None:
+        rows = f"at most {source.max_rows:,} rows of " if source.max_rows else ""
+        lines.append(f"{rows}{source.split} of {source.dataset or source.path}, which the teacher alone labels")
+    if augment is not None and augment.copies:
+        changes = ", ".join(f"{name} {value:g}" for name, value in augment.model_dump(include={*OF_TEXTS[1:]}).items())
+        lines.append(f"{augment.copies} changed copies of each text ({changes}), which the teacher alone labels")
+    return [("further", line) for line in lines]
 
 
 def _teacher(section: Teacher, recipe: Recipe) -> str:

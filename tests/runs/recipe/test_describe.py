@@ -55,6 +55,14 @@ def test_splits(splits, words):
     assert of("data", lines(data={"dataset": "sklearn:digits", **splits})) == [f"sklearn:digits: {words}"]
 
 
+def test_rows_that_the_teacher_alone_labels():
+    """Sixty times the training rows, and a plan that knows nothing of them."""
+    unlabelled = {"dataset": "sklearn:digits", "split": "train[100:]", "max_rows": 50}
+    found = lines(data={"dataset": "sklearn:digits", "train_split": "train[:100]", "unlabelled": unlabelled})
+    assert of("further", found) == ["at most 50 rows of train[100:] of sklearn:digits, which the teacher alone labels"]
+    assert of("further", lines()) == []
+
+
 def test_an_ensemble():
     """Two teachers shown as one, or nobody can tell whose memory is meant."""
     tiny.resnet(num_channels=1).save_pretrained("special")
