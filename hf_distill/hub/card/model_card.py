@@ -208,7 +208,9 @@ def _eval_split(data: Mapping[str, Any]) -> str | None:
 def _teacher_training(teacher: Mapping[str, Any], augment: Mapping[str, Any] | None) -> str:
     if teacher["training"] is None:
         return "none here, it was ready"
-    return settings(teacher["training"], teacher["augment"] or augment)
+    chosen = teacher["augment"] or augment or {}
+    # Copies of texts have no labels, which a teacher learns from.
+    return settings(teacher["training"], {} if chosen.get("copies") else chosen)
 
 
 # ---- Numbers read back ----
