@@ -196,7 +196,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         pairs = [
             line["accuracy"] - found["kl"][seed]["accuracy"] for seed, line in by_seed.items() if seed in found["kl"]
         ]
-        against = "" if method == "kl" or not pairs else f"{_spread(pairs, '+.2f')}"
+        against = "" if method in ("kl", "the teacher") or not pairs else f"{_spread(pairs, '+.2f')}"
         seconds = statistics.mean(line["seconds"] for line in by_seed.values())
         rows.append(f"| {method} | {_spread(values, '.2f')} | {against} | {seconds:.0f} | {len(values)} |")
     return "\n".join(rows)
