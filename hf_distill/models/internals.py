@@ -84,21 +84,24 @@ def is_of_stages(model: nn.Module) -> bool:
     return hasattr(getattr(model, "config", None), "depths")
 
 
+def stacks_of(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """Return the lists, by name, that have as many modules as the model has layers or stages; the outermost first."""
+    config: Any = getattr(model, "config", None)
+    count = len(config.depths) if is_of_stages(model) else int(getattr(config, "num_hidden_layers", None) or 0)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count > 0
+    }
+
+
 def layers_of(model: nn.Module) -> nn.ModuleList:
     """Return the encoder's layers, or the stages of a backbone, from the first on.
 
     Raises:
         ValueError: the model has no such list, or several.
     """
-    config: Any = getattr(model, "config", None)
-    count = len(config.depths) if is_of_stages(model) else int(getattr(config, "num_hidden_layers", 0))
-    found = [
-        module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == count > 0
-        and name.rpartition(".")[2] in ("layer", "layers", "stages", "blocks")
-    ]
+    found = list(stacks_of(model).values())
     # A stage may have as many layers as the backbone has stages: the outermost list comes first.
     if not found or (len(found) > 1 and not is_of_stages(model)):
         raise ValueError(

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
 from transformers import (
     AutoConfig,
     PreTrainedModel,
 )
 
+from hf_distill.models.internals import stacks_of
 from hf_distill.models.sources import first_line, named_source_options
 from hf_distill.models.tasks import AUTO_CLASSES
 
@@ -137,7 +137,7 @@ def student_from_teacher(
         Sanh et al., "DistilBERT, a distilled version of BERT", arXiv 1910.01108, section 3 (one layer out of two).
     """
     num_wanted, num_layers = num_layers, int(getattr(teacher.config, "num_hidden_layers", 0))
-    stack = _stack_of_layers(teacher, num_layers)
+    stack = _stack_of_layers(teacher)
     if (layers is None) == (num_wanted is None):
         raise ValueError("student_from_teacher needs layers or num_layers, one of the two")
     if layers is None:
@@ -173,14 +173,10 @@ def student_from_teacher(
     return student
 
 
-def _stack_of_layers(teacher: PreTrainedModel, num_layers: int) -> str:
+def _stack_of_layers(teacher: PreTrainedModel) -> str:
     """Return the name of the one list that has all of a model's layers."""
-    stacks = [
-        name
-        for name, module in teacher.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers > 0
-    ]
-    if len(stacks) != 1:
+    stacks = list(stacks_of(teacher))
+    if len(stacks) != 1 or not getattr(teacher.config, "num_hidden_layers", None):
         raise ValueError(
             f"from_teacher copies layers of an encoder with one stack of layers (BERT, ViT and their like); "
             f"{type(teacher).__name__} has {len(stacks)}: use model: or config: for the student"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_distill.evaluation.metrics import LOCAL_METRICS
 from hf_distill.runs.opening import open_run
 from hf_distill.runs.progress import Progress
 from hf_distill.runs.recipe.reading import load_recipe, recipe_name, to_yaml
@@ -131,7 +132,13 @@ def search(
     for each in ranges:
         for end in each.ends:
             load_recipe(source, [*overrides, *own, end])
+    if whole.metric_names[0] not in LOCAL_METRICS:
+        raise ValueError(
+            f"a search takes the largest value of the first metric, {whole.metric_names[0]}, which may be better "
+            f"when it is lower: name one of {', '.join(LOCAL_METRICS)} first"
+        )
     folder.mkdir(parents=True, exist_ok=True)
+    _check_same(folder, [*overrides, *own], ranges)
     taught = _taught_once(source, [*overrides, *own], folder, progress)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=int(whole.training.get("seed", 42)))
@@ -142,8 +149,6 @@ def search(
         direction="maximize",
         load_if_exists=True,
     )
-    _check_same(folder, [*overrides, *own], ranges)
-    metric = ""
     while (number := len(study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))) < num_trials:
         trial = study.ask()
         chosen = [each.suggest(trial) for each in ranges]
@@ -157,9 +162,9 @@ def search(
     best = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in params]
     metric, value = study.user_attrs["metric"], study.best_value
     file = folder / "best.yaml"
-    head = f"# The best of {num_trials} trials: {metric} {value:.4f} on {chosen_on}; searched: {', '.join(best)}\n"
+    head = f"# The best of {number} trials: {metric} {value:.4f} on {chosen_on}; searched: {', '.join(best)}\n"
     file.write_text(head + to_yaml(load_recipe(source, [*overrides, *best])), encoding="utf-8")
-    return Found(file, best, metric, value, chosen_on, num_trials)
+    return Found(file, best, metric, value, chosen_on, number)
 
 
 def _of_all_trials(recipe: Recipe) -> tuple[list[str], str]:

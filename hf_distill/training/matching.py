@@ -31,6 +31,7 @@ from hf_distill.training.losses.matching import (
     relation_loss,
     rkd_loss,
 )
+from hf_distill.training.objective import is_token_level
 
 PROJECTIONS_FILE = "projections.safetensors"
 
@@ -95,6 +96,7 @@ class Matching:
         self.args = args
         self.student = student
         self.token_ids: Tensor | None = None
+        self._view = 0  # of the teacher, where both have their own tokens
         names = ", ".join(f"{name}_weight" for name in args.matching_weights)
         if names and not isinstance(teacher, nn.Module):
             raise ValueError(
@@ -152,8 +154,6 @@ class Matching:
 
     # ---- What is compared ----
 
-    _view = 0
-
     def _find_relations(self, student: nn.Module, teacher: nn.Module) -> None:
         ours, theirs = layers_of(student), layers_of(teacher)
         wanted = self.args.relation_layer
@@ -190,7 +190,7 @@ class Matching:
                 self.projections[f"hidden_{i}"] = nn.Linear(width, wanted)
 
     def _find_features(self, student: nn.Module, teacher: nn.Module) -> None:
-        if "TokenClassification" in type(student).__name__:
+        if is_token_level(student):
             raise ValueError("feature_weight compares one feature vector per row, and each token has one here")
         (self._ours["feature"], width), (self._theirs["feature"], wanted) = pooled_point(student), pooled_point(teacher)
         if self.args.feature_loss == "vkd":
@@ -276,7 +276,7 @@ class Matching:
             if name not in kept or (self._needs_gradient and torch.is_grad_enabled() and not kept[name].requires_grad):
                 raise ValueError(
                     "a matching term would train nothing, because no gradient reaches what it compares: set "
-                    "gradient_checkpointing_kwargs={'use_reentrant': False}, or train the layers that it compares"
+                    "activation_checkpointing_kwargs={'use_reentrant': False}, or train the layers that it compares"
                 )
         pairs = [(kept[name].shape, known[name].shape) for name in {*kept} & {*known} - {"feature"}]
         shapes = {(a, b) for a, b in pairs if len(a) != len(b) or (len(a) == 3 and a[1] != b[1])}

@@ -101,9 +101,8 @@ class Objective:
     def soft_mask(self, batch: Mapping[str, Any], source: SoftTargetSource | None) -> Tensor | None:
         """Tell which rows, or tokens, have soft targets that count; None: all."""
         masks = [None if source is None else source.mask(batch)]
-        if REPEATED_ROWS in batch:
-            first_time = ~batch[REPEATED_ROWS]
-            masks.append(first_time[:, None] if self.is_token_level else first_time)
+        rows = self.rows(batch)
+        masks.append(rows[:, None] if rows is not None and self.is_token_level else rows)
         if self.is_token_level:
             masks.append(token_mask(batch.get("attention_mask"), batch.get("labels")))
         present = [mask for mask in masks if mask is not None]

@@ -68,3 +68,12 @@ def test_a_value_that_the_recipe_refuses_is_found_before_any_training(tmp_path: 
     with pytest.raises(ValueError, match="alpha"):
         search("vision/digits", [f"output_dir={tmp_path}/out"], [Range.parse("training.alpha=0..2")], 2)
     assert not list(tmp_path.iterdir())
+
+
+def test_another_search_is_refused_before_its_teacher_is_trained(tmp_path: Path) -> None:
+    """A teacher trained for a search that is then refused."""
+    (tmp_path / "out_search").mkdir()
+    (tmp_path / "out_search" / "search.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds a search of other settings"):
+        search("vision/digits", [*QUICK, f"output_dir={tmp_path}/out"], RANGES, 2)
+    assert not (tmp_path / "out_search" / "teacher").exists()

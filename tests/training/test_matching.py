@@ -218,6 +218,32 @@ def test_an_accumulated_batch_is_the_full_one(accumulated: int, tmp_path: Path) 
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["relation_weight", "hidden_weight", "feature_weight"])
+def test_gradient_checkpointing_gives_the_same_student(name: str, tmp_path: Path) -> None:
+    """What is read in the backward pass, which runs layers again, in the place of what the forward pass gave."""
+    weights = []
+    for chosen in ({}, {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}):
+        trainer = trainer_of(folder=tmp_path, **{name: 1.0}, **chosen, **tiny.SGD, max_steps=3)
+        trainer.train()
+        assert bool(trainer.student.is_gradient_checkpointing) == bool(chosen)
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in trainer.student.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-7)
+
+
+def test_an_optimizer_of_ones_own_is_refused_where_projections_are_learned() -> None:
+    """Projections that stay as they were drawn."""
+    student = tiny.bert(0)
+    with pytest.raises(ValueError, match="an optimizer of your own does not hold"):
+        DistillationTrainer(
+            student,
+            tiny.bert(1, hidden_size=32),
+            settings(hidden_weight=1.0),
+            train_dataset=Dataset.from_list(ROWS),
+            data_collator=DataCollatorWithPadding(tiny.tokenizer()),
+            optimizers=(torch.optim.SGD(student.parameters(), lr=0.1), None),
+        )
+
+
 def test_rkd_is_of_each_micro_batch(tmp_path: Path) -> None:
     """What the docs say of it: relations among the rows of one micro-batch."""
     losses = []
