@@ -10,7 +10,7 @@ from hf_distill.runs.search import Range, search
 
 pytest.importorskip("optuna")
 QUICK = ["training.num_train_epochs=2", "teacher.training.num_train_epochs=3", "data.max_train_rows=300"]
-QUICK += ["training.use_cpu=true", "teacher.training.use_cpu=true", "training.precompute_teacher_logits=true"]
+QUICK += ["training.use_cpu=true", "training.precompute_teacher_logits=true"]
 RANGES = [Range.parse("training.temperature=1..8"), Range.parse("training.soft_loss=kl,mse")]
 
 

@@ -347,7 +347,7 @@ def test_a_teacher_with_other_word_pieces_is_refused(tmp_path: Path) -> None:
 
 def test_a_recipe_is_refused_before_its_teacher_is_trained(tmp_path: Path) -> None:
     """An hour of a teacher's training, and then a family that is not known."""
-    chosen = ["training.relation_weight=1", "training.use_cpu=true", "teacher.training.use_cpu=true"]
+    chosen = ["training.relation_weight=1", "training.use_cpu=true"]
     recipe = load_recipe("vision/digits", [*chosen, f"output_dir={tmp_path}/out"])
     with pytest.raises(ValueError, match="convnext is none of these"):
         distill(recipe, "vision/digits")

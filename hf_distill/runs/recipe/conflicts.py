@@ -3,7 +3,7 @@
 from typing import Any
 
 from hf_distill.runs.recipe.schema import OF_IMAGES, OF_TEXTS, Recipe, Student, Teacher
-from hf_distill.runs.recipe.validation import logits_problems, marked
+from hf_distill.runs.recipe.validation import OF_THE_PROCESS, logits_problems, marked
 
 
 def conflicts(recipe: Recipe) -> list[str]:
@@ -84,6 +84,7 @@ def _of_training(recipe: Recipe) -> list[str]:
         problems.append("training.teacher_label_map: has no effect, a teacher trained here has the data's labels")
     sections = {"training": recipe.training}
     sections |= {f"stages.{i}.training": stage.training for i, stage in enumerate(recipe.stages)}
+    problems += _of_one_process(recipe)
     for section, settings in sections.items():
         problems += _of_several_teachers(recipe, section, settings)
     for i, stage in enumerate(recipe.stages[1:], start=1):
@@ -98,6 +99,20 @@ def _of_training(recipe: Recipe) -> list[str]:
                 f"{section}.alpha: 1 leaves the teacher out, and a recipe is for distillation; 0 to 0.9 is usual"
             )
     return problems
+
+
+def _of_one_process(recipe: Recipe) -> list[str]:
+    """Find trainings that want another device or precision than the others, which a process has but one of."""
+    is_list = isinstance(recipe.teacher, list)
+    others = {f"teacher.{i}" if is_list else "teacher": each.training for i, each in enumerate(recipe.teachers)}
+    others |= {f"stages.{i}": stage.training for i, stage in enumerate(recipe.stages)}
+    return [
+        f"{section}.training.{name}: {value} differs from training.{name} ({recipe.training.get(name, 'not set')}): "
+        "all trainings of a run share it, set it under training alone"
+        for section, settings in others.items()
+        for name, value in (settings or {}).items()
+        if name in OF_THE_PROCESS and (value or False) != (recipe.training.get(name) or False)
+    ]
 
 
 def _of_consent(recipe: Recipe) -> list[str]:

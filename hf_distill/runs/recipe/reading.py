@@ -157,7 +157,8 @@ def with_all(recipe: Recipe) -> Recipe:
     values = recipe.model_dump()
     for teacher in values["teacher"] if isinstance(values["teacher"], list) else [values["teacher"]]:
         if teacher["training"] is not None:
-            teacher["training"] = with_all_settings(teacher["training"], is_teacher=True)
+            of_all = {name: value for name, value in values["training"].items() if name in ("bf16", "fp16")}
+            teacher["training"] = with_all_settings({**of_all, **teacher["training"]}, is_teacher=True)
     return Recipe.model_validate({**values, "training": with_all_settings(values["training"], is_teacher=False)})
 
 

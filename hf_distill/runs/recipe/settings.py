@@ -7,8 +7,8 @@ from typing import Any
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_distill.runs.recipe.reading import with_all
-from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe, Stage, Student, Teacher
-from hf_distill.runs.recipe.validation import flat, with_defaults
+from hf_distill.runs.recipe.schema import SOFT_TARGETS, Data, Recipe, Stage, Student, Teacher
+from hf_distill.runs.recipe.validation import OF_THE_PROCESS, flat, with_defaults
 from hf_distill.training.config import CACHE, FIRST_TEACHERS, OBJECTIVE, TEACHER, DistillationConfig, settings_marked
 
 # For a trainer that predicts, and has nothing to report; the last two would convert the model for good.
@@ -21,9 +21,6 @@ _NOT_TRAINING = {
     "bf16_full_eval": False,
     "fp16_full_eval": False,
 }
-
-# What says on what a run is computed, not what: a teacher's training takes it over from the student's.
-_OF_THE_MACHINE = ("use_cpu", "ddp_backend", "ddp_timeout")
 
 
 # What of a training decides how it is shown, evaluated, saved and reported, and nothing of what it makes.
@@ -66,7 +63,7 @@ def training_arguments(recipe: Recipe, stage: str, folder: Path) -> Distillation
     section = sections.get(stage)
     chosen = dict(recipe.training)
     if isinstance(section, Teacher):
-        chosen = {name: value for name, value in chosen.items() if name in _OF_THE_MACHINE} | (section.training or {})
+        chosen = {name: value for name, value in chosen.items() if name in OF_THE_PROCESS} | (section.training or {})
     if isinstance(section, Stage):
         chosen |= section.training
     is_first = section is recipe.students[0]
@@ -92,7 +89,9 @@ def decisive_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     """
     values = with_all(recipe).model_dump(mode="json")
     training = values["training"]
-    chosen = {"task": recipe.task, "data": values["data"], "training": {"seed": training["seed"]}}  # it splits the data
+    chosen = {"task": recipe.task, "data": values["data"]}
+    if _draws_rows(recipe.data):
+        chosen["training"] = {"seed": training["seed"]}
     teachers = recipe.teacher_stages()
     if stage in teachers:
         chosen["teacher"] = values["teacher"]
@@ -114,6 +113,12 @@ def decisive_settings(recipe: Recipe, stage: str) -> dict[str, Any]:
     if any(value and _field(key) == "load_best_model_at_end" for key, value in found.items()):
         return found | flat({"metrics": values["metrics"]})  # by which, and at whose steps, the best is chosen
     return {key: value for key, value in found.items() if _field(key) not in _OF_NO_RESULT}
+
+
+def _draws_rows(data: Data) -> bool:
+    """Tell whether the seed of the training decides which rows there are."""
+    copies = data.augment is not None and data.augment.copies
+    return bool(data.max_train_rows or copies or (data.unlabelled is not None and data.unlabelled.max_rows))
 
 
 def _field(key: str) -> str | None:

@@ -173,6 +173,9 @@ _DECIDING = (
     *("train_sampling_strategy", "dataloader_drop_last", "load_best_model_at_end"),
 )
 
+# What a process has once, for all trainings in it: a teacher's takes them over from the student's.
+OF_THE_PROCESS = ("use_cpu", "ddp_backend", "ddp_timeout", "bf16", "fp16")
+
 # Transformers finds these out in the middle of a run, or trains for no step and says nothing.
 _ABOVE_ZERO = (
     "learning_rate",

@@ -185,4 +185,4 @@ def test_a_config_that_cannot_be_read_is_said_and_stops_nothing():
 def test_a_placement_that_is_none_is_refused():
     """It would be found out when the teacher is loaded."""
     with pytest.raises(ValueError, match="teacher_placement must be same, cpu, auto, sharded or a device"):
-        lines(training={"teacher_placement": "gpu"})
+        lines(training={"use_cpu": True, "teacher_placement": "gpu"})

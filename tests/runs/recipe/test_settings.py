@@ -2,6 +2,8 @@
 
 import pytest
 
+from hf_distill.runs.recipe.conflicts import conflicts
+from hf_distill.runs.recipe.reading import with_all
 from hf_distill.runs.recipe.schema import Recipe
 from hf_distill.runs.recipe.settings import _OF_NO_RESULT, decisive_settings, training_arguments
 from hf_distill.training.config import DistillationConfig
@@ -28,7 +30,7 @@ def recipe(**sections) -> Recipe:
             {"training": {"logging_steps": 3, "save_steps": 3, "report_to": "none", "allow_untrained_teacher": True}},
             set(),
         ),
-        ({"training": {"seed": 3}}, {"teacher-1", "stage-1", "student", "baseline"}),
+        ({"training": {"seed": 3}}, {"stage-1", "student", "baseline"}),
         (
             {"teacher": [{**TRAINED, "training": {"seed": 1, "num_train_epochs": 9}}, {"model": "c/d"}]},
             {"teacher-1", "stage-1", "student"},
@@ -47,6 +49,30 @@ def test_a_setting_decides_the_stages_that_it_reaches(sections, reached):
     assert {
         stage for stage in stages if decisive_settings(recipe(), stage) != decisive_settings(recipe(**sections), stage)
     } == reached
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"max_train_rows": 5}, {"augment": {"copies": 1, "drop": 0.1}}, {"unlabelled": {"path": "y", "max_rows": 5}}],
+)
+def test_the_seed_decides_a_teacher_where_it_draws_the_rows(data):
+    """A teacher that is kept for other rows, or trained anew for the same."""
+    data = {"path": "x", **data}
+    old, new = (recipe(data=data, training=training) for training in ({}, {"seed": 3}))
+    assert decisive_settings(old, "teacher-1") != decisive_settings(new, "teacher-1")
+
+
+def test_a_process_has_one_precision():
+    """A teacher trained for an hour, and then an error: one process cannot have two precisions."""
+    known = recipe(training={"bf16": True, "use_cpu": True})
+    assert [training_arguments(known, stage, "x").bf16 for stage in ("teacher-1", "student", "baseline")] == [True] * 3
+    assert with_all(known).teacher[0].training["bf16"]
+    assert conflicts(with_all(known)) == conflicts(known) == []
+    for of_teacher, of_all in (({"bf16": True}, {}), ({"fp16": False}, {"fp16": True})):
+        (problem,) = conflicts(recipe(teacher=[{**TRAINED, "training": of_teacher}], training=of_all))
+        assert problem.startswith(f"teacher.0.training.{next(iter(of_teacher))}: ")
+    (problem,) = conflicts(recipe(stages=[{**LAYERS, "training": {"use_cpu": True}}]))
+    assert problem.startswith("stages.0.training.use_cpu: True differs from training.use_cpu (not set)")
 
 
 def test_layers_make_the_teacher_decide_the_baseline_too():
