@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_distill.evaluation.cascade import Cascade
     from hf_distill.models.mlp import MLPConfig, MLPForImageClassification
     from hf_distill.models.students import student_from_teacher
     from hf_distill.teachers.specialists import Specialist, confusable_classes, specialist_labels
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Cascade",
     "DistillationConfig",
     "DistillationTrainer",
     "MLPConfig",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Cascade": "hf_distill.evaluation.cascade",
     "DistillationConfig": "hf_distill.training.config",
     "DistillationTrainer": "hf_distill.training.trainer",
     "MLPConfig": "hf_distill.models.mlp",

@@ -1,7 +1,9 @@
 """The commands that begin and end with somebody's own data: `init` and `evaluate`."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,32 +46,174 @@ def init(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a finished `hf-distill train`.")],
-    data: Annotated[
-        str, typer.Option("--data", metavar="PATH", help="New data: a file or folder, with or without labels.")
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="The output folder of `hf-distill train`; a model; a Hub id.")
     ],
-    output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE.csv", help="Where the predictions and probabilities go.")
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="PATH", help="New data, with or without labels; else RUN's evaluation rows."),
     ] = None,
-    model: Annotated[str, typer.Option("--model", help="student, teacher or baseline.")] = "student",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="MODEL", help="Compare with it: teacher or baseline of RUN; a model; a Hub id."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Where predictions go: FILE.csv or FILE.parquet.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="student, teacher or baseline of RUN.")] = "student",
     split: Annotated[str | None, typer.Option("--split", help="Of the data, if they have several.")] = None,
+    targets: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--target", help="Share of predictions to be as the teacher's; when may the student predict alone?"
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace predictions that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Predict new data with a model of a run: metrics if they have labels, and a CSV file of probabilities."""
+    """Say how good models are, with 95% intervals: accuracy, calibration, likeness to the teacher, size and speed.
+
+    Without --data, of all models of a run, from its predictions.parquet, and from which confidence on the student may
+    predict in the teacher's place. With --data, of a run's student or any classifier, on data of your own.
+    """
+    if output is not None and output.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"--output: expected a file that ends in .csv or .parquet, got {output}")
     if output is not None and output.exists() and not overwrite:
         raise ValueError(f"--output: {output} is there: choose another name, or pass --overwrite")
-    from hf_distill.runs.evaluate import evaluate_run, write_predictions
-
-    only_ours(debug=debug)
-    found = evaluate_run(run, data, model=model, split=split)
-    if not found.metrics and output is None:
-        raise ValueError(f"{data} has no labels to compare with: name a file for the predictions, --output FILE.csv")
-    typer.echo(f"{model} of {run} on {data}: {len(found.rows):,} rows, {found.num_labels:,} labels")
-    if found.metrics:
-        from hf_distill.evaluation.tables import titled
-
-        print_table([titled(name) for name in found.metrics], [[f"{value:.4f}" for value in found.metrics.values()]])
+    if data is None:
+        given = {"--against": against, "--output": output, "--split": split}
+        needless = [name for name, value in given.items() if value is not None] + ["--model"] * (model != "student")
+        if needless:
+            raise ValueError(f"{', '.join(needless)}: belongs to new data: name them, --data PATH")
+        told = _of_run(source, targets or [])
+    else:
+        if targets:
+            raise ValueError(
+                "--target: is for the evaluation rows of a run, which no model was fitted on: leave --data out"
+            )
+        only_ours(debug=debug)
+        told = _of_data(source, data, against, output, model=model, split=split, overwrite=overwrite)
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+        return
+    typer.echo(told["what"])
+    if told["measures"]:
+        _print_measures(told["measures"])
+    if told["thresholds"]:
+        _print_thresholds(told["thresholds"], told["costs"])
+    if told["costs"]:
+        _print_costs(told["costs"])
     if output is not None:
-        write_predictions(found, output, overwrite=overwrite)
         typer.echo(f"Predictions are in {output}.")
+
+
+def _of_run(source: str, targets: list[float]) -> dict[str, Any]:
+    """Measure the models of a run by what they have predicted."""
+    from hf_distill.evaluation.cascade import TARGETS, thresholds
+    from hf_distill.evaluation.predictions import Predictions
+    from hf_distill.evaluation.quality import quality
+    from hf_distill.evaluation.results import Results
+
+    run = Path(source).expanduser()
+    if not run.is_dir():
+        raise ValueError(f"{source} is no folder of a run: name one, or the data for a model, --data PATH")
+    found = Predictions.read(run)
+    results = Results.read(run)
+    measures = quality(found, "teacher")
+    models = {name: asdict(model) for name, model in results.models.items() if name in measures}
+    costs = {name: {key: value for key, value in each.items() if key != "metrics"} for name, each in models.items()}
+    unit = "rows" if found.words is None else "words"
+    return {
+        "what": f"{run}: {len(found.comparable.labels):,} {unit} of the evaluation data (95% intervals)",
+        "measures": {name: {key: asdict(value) for key, value in each.items()} for name, each in measures.items()},
+        "thresholds": [asdict(each) for each in thresholds(found, targets or TARGETS)],
+        "costs": costs,
+    }
+
+
+def _of_data(
+    source: str, data: str, against: str | None, output: Path | None, *, model: str, split: str | None, overwrite: bool
+) -> dict[str, Any]:
+    """Measure a model on new data, alone or against another one, and write what it predicts."""
+    from hf_distill.evaluation.quality import quality
+    from hf_distill.runs import evaluate as evaluation
+
+    found = {model: evaluation.evaluate(source, data, model=model, split=split)}
+    if against is not None:
+        is_of_run = against in evaluation.ROLES and not Path(against).exists()
+        where = {"source": source, "model": against} if is_of_run else {"source": against}
+        found[against] = evaluation.evaluate(data=data, split=split, **where)
+    own = found[model]
+    if not own.metrics and output is None and against is None:
+        raise ValueError(f"{data} has no labels to compare with: name a file for the predictions, --output FILE.csv")
+    measures: dict[str, Any] = {}
+    if own.metrics or against is not None:
+        estimates = quality(evaluation.together(found), against)
+        for name, each in estimates.items():
+            others = {key: {"value": value} for key, value in found[name].metrics.items() if key not in each}
+            measures[name] = {**{key: asdict(value) for key, value in each.items()}, **others}
+    if output is not None:
+        evaluation.write_predictions(own, output, overwrite=overwrite)
+    return {
+        "what": f"{model} of {source} on {data}: {len(own.rows):,} rows, {own.num_labels:,} labels",
+        "measures": measures,
+        "thresholds": [],
+        "costs": evaluation.costs(found),
+    }
+
+
+def _print_measures(measures: dict[str, dict[str, dict[str, float]]]) -> None:
+    from hf_distill.evaluation.quality import TITLES
+
+    names = [name for name in TITLES if any(name in each for each in measures.values())]
+    names += sorted({name for each in measures.values() for name in each} - {*names})
+
+    def cell(each: dict[str, dict[str, float]], name: str) -> str:
+        if name not in each:
+            return "-"
+        bounds = [f"{each[name][bound]:.3f}".removeprefix("0") for bound in ("low", "high") if bound in each[name]]
+        return f"{each[name]['value']:.4f}" + (f" [{'-'.join(bounds)}]" if bounds else "")
+
+    rows = [[TITLES.get(name, name), *(cell(each, name) for each in measures.values())] for name in names]
+    print_table(["", *measures], rows)
+
+
+def _print_thresholds(found: list[dict[str, Any]], costs: dict[str, dict[str, Any]]) -> None:
+    rows = []
+    for each in found:
+        may = f"{each['confidence']:.4f}" if each["share"] else "never"
+        cells = [f"{each['target']:.1%}", may, f"{each['share']:.1%}", f"{each['found']:.2%}", f"{each['bound']:.2%}"]
+        cells += ["-" if each["accuracy"] is None else f"{each['accuracy']:.4f}", _speed_up(costs, each["share"])]
+        rows.append(cells)
+    typer.echo("The student predicts alone from a confidence on, and the teacher the rest:")
+    header = ["as the teacher", "confidence", "alone", "agreement", "at least", "accuracy", "speed"]
+    print_table(header, rows)
+
+
+def _speed_up(costs: dict[str, dict[str, Any]], share: float) -> str:
+    """Say how much faster than the teacher alone a cascade is, in which the student predicts a share of the rows."""
+    student, teacher = (float(costs.get(name, {}).get("latency_ms") or 0) for name in ("student", "teacher"))
+    return f"{teacher / (student + (1 - share) * teacher):.1f}x" if student and teacher and share else "-"
+
+
+def _print_costs(costs: dict[str, dict[str, Any]]) -> None:
+    columns = {
+        "parameters": ("num_parameters", "{:,}"),
+        "MiB": ("size_mib", "{:.2f}"),
+        "MFLOPs": ("flops", "{:.1f}"),
+        "ms/row": ("latency_ms", "{:.2f}"),
+        "90%": ("latency_p90_ms", "{:.2f}"),
+        "99%": ("latency_p99_ms", "{:.2f}"),
+        "rows/s": ("rows_per_second", "{:,.0f}"),
+    }
+    shown = {title: known for title, known in columns.items() if any(known[0] in each for each in costs.values())}
+    rows = []
+    for name, each in costs.items():
+        values = {title: each.get(key) for title, (key, _) in shown.items()}
+        if values.get("MFLOPs") is not None:
+            values["MFLOPs"] = values["MFLOPs"] / 1e6
+        rows.append([name, *("-" if values[t] is None else form.format(values[t]) for t, (_, form) in shown.items())])
+    print_table(["model", *shown], rows)

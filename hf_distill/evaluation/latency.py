@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,10 +24,14 @@ class Speed(NamedTuple):
     Attributes:
         latency_ms: milliseconds for one row alone, the median.
         rows_per_second: in batches of 32 rows.
+        latency_p90_ms: milliseconds within which nine of ten rows alone are done.
+        latency_p99_ms: 99 of 100.
     """
 
     latency_ms: float
     rows_per_second: float
+    latency_p90_ms: float
+    latency_p99_ms: float
 
 
 class Timed(NamedTuple):
@@ -50,14 +55,29 @@ def measure_speed(
     chosen = [place * num_rows // BATCH_SIZE for place in range(BATCH_SIZE)]
     for each in (timed for members in models.values() for timed in members):
         each.model.to(device).eval()
-    alone = _medians(models, [[row] for row in chosen], device, precision)
-    together = _medians(models, [chosen], device, precision)
-    return {name: Speed(1000 * alone[name], BATCH_SIZE / together[name]) for name in models}
+    alone = _seconds(models, [[row] for row in chosen], device, precision)
+    together = _seconds(models, [chosen], device, precision)
+    found = {}
+    for name in models:
+        half, most, nearly_all = (1000 * float(np.quantile(alone[name], share)) for share in (0.5, 0.9, 0.99))
+        found[name] = Speed(half, BATCH_SIZE / statistics.median(together[name]), most, nearly_all)
+    return found
 
 
-def _medians(
+def num_flops(timed: Timed, row: int = 0) -> int:
+    """Return how many floating-point operations a model needs for one row, as PyTorch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = timed.model.eval()
+    device = next(model.parameters()).device
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(**placed(timed.batch_of([row]), device, _dtype(model)))
+    return int(counter.get_total_flops())
+
+
+def _seconds(
     models: Mapping[str, Sequence[Timed]], batches: list[list[int]], device: torch.device, precision: Callable[[], Any]
-) -> dict[str, float]:
+) -> dict[str, list[float]]:
     made = {
         name: [[placed(timed.batch_of(rows), device, _dtype(timed.model)) for rows in batches] for timed in members]
         for name, members in models.items()
@@ -76,7 +96,7 @@ def _medians(
                 seconds[name].append(time.perf_counter() - before)
         if turn + 1 >= least and time.perf_counter() - start > _SECONDS:
             break
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return seconds
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

@@ -24,6 +24,8 @@ class ModelResult:
         train_seconds: time spent in training, restarts included; None for a model that came ready.
         latency_ms: milliseconds for one row alone, the median; None where there is no model.
         rows_per_second: in batches of 32 rows; None likewise.
+        latency_p90_ms: milliseconds within which nine of ten rows alone are done; None likewise.
+        latency_p99_ms: 99 of 100.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -34,6 +36,8 @@ class ModelResult:
     train_seconds: float | None
     latency_ms: float | None = None
     rows_per_second: float | None = None
+    latency_p90_ms: float | None = None
+    latency_p99_ms: float | None = None
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def next_steps(output_dir: str, task: str, *, is_published: bool) -> str:
     folder = Path(output_dir)
     lines = {
         "load it": f'pipeline("{task}", "{folder / "student"}")',
-        "evaluate": f"hf-distill evaluate {folder} --data new.csv",
+        "evaluate": f"hf-distill evaluate {folder}",
         "publish": f"hf-distill push {folder} --repo-id NAME --private",
         "its card": f"{folder / 'student' / 'README.md'}",
     }

@@ -1,14 +1,18 @@
-"""Evaluate a finished run's student, teacher or baseline on new data."""
+"""Evaluate a finished run's models, or any saved classifier, on new data."""
 
+import contextlib
 import csv
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoTokenizer,
     DataCollatorForTokenClassification,
@@ -23,8 +27,11 @@ from hf_distill.data.labels import MISSING_LABEL, index_labels
 from hf_distill.data.loading import find_columns, load_rows
 from hf_distill.data.processors import max_tokens
 from hf_distill.data.text import tokenize_text, tokenize_words
+from hf_distill.evaluation.latency import Timed, measure_speed, num_flops
 from hf_distill.evaluation.metrics import Metrics
-from hf_distill.evaluation.predictor import predict
+from hf_distill.evaluation.predictions import Predictions
+from hf_distill.evaluation.predictor import Collate, predict
+from hf_distill.models.sources import first_line
 from hf_distill.models.tasks import AUTO_CLASSES
 from hf_distill.runs.recipe.reading import read_resolved
 from hf_distill.runs.recipe.schema import Recipe
@@ -33,8 +40,10 @@ from hf_distill.runs.workspace import finished_stages
 from hf_distill.teachers.labels import names_in_order
 from hf_distill.teachers.loading import forward_parameters
 
+ROLES = ("student", "teacher", "baseline")
 
-class Predictions(NamedTuple):
+
+class Evaluation(NamedTuple):
     """What a model says of new data.
 
     Attributes:
@@ -44,6 +53,8 @@ class Predictions(NamedTuple):
         probabilities: `(rows, num_labels)`, or for each row `(words, num_labels)`.
         labels: of each row, or of its words; -100 where there is none.
         metrics: on what has a label; empty if nothing has.
+        logits: `(rows, num_labels)`, or of all tokens of the rows.
+        timed: the model, and how its batches are made.
     """
 
     rows: Dataset
@@ -52,6 +63,8 @@ class Predictions(NamedTuple):
     probabilities: list[np.ndarray]
     labels: list[np.ndarray]
     metrics: dict[str, float]
+    logits: np.ndarray
+    timed: Timed
 
     @property
     def num_labels(self) -> int:
@@ -59,13 +72,19 @@ class Predictions(NamedTuple):
         return sum(int(np.sum(each != MISSING_LABEL)) for each in self.labels)
 
 
-def evaluate_run(run: Path, data: str, *, model: str = "student", split: str | None = None) -> Predictions:
-    """Predict the rows of a file or folder with a model of a finished run, and measure it where there are labels.
+def evaluate(source: str | Path, data: str, *, model: str = "student", split: str | None = None) -> Evaluation:
+    """Predict the rows of a file or folder with a classifier, and measure it where there are labels.
+
+    Args:
+        source: the output folder of a run, or the folder or Hub id of a model.
+        data: a file or folder.
+        model: which model of a run.
+        split: of the data, if they have several.
 
     Raises:
-        ValueError: the folder holds no such model, or the data are not as those of the run were.
+        ValueError: there is no such model, or the data are not such as it reads.
     """
-    recipe, folder = _read(run, model)
+    recipe, folder = _read(str(source), model)
     wanted = recipe.data
     found = load_rows(path=data, separator=wanted.separator, encoding=wanted.encoding)
     rows = _split(found, split)
@@ -77,7 +96,8 @@ def evaluate_run(run: Path, data: str, *, model: str = "student", split: str | N
     reader, collator = _as_read(recipe, folder, network, rows, columns)
     with tempfile.TemporaryDirectory() as scratch:
         args = training_arguments(recipe, "student", Path(scratch))
-    logits, labels = predict(network, reader, collator, args, input_names=forward_parameters(network))
+    taken = forward_parameters(network)
+    logits, labels = predict(network, reader, collator, args, input_names=taken)
     if recipe.task == "token-classification":  # each word's first token has had its number for a label
         labels = _tags_at(labels, rows.with_format(None)["labels"])
     metrics = Metrics(recipe.model_dump()["metrics"], names)
@@ -85,49 +105,120 @@ def evaluate_run(run: Path, data: str, *, model: str = "student", split: str | N
     by_row = list(shares)
     if recipe.task == "token-classification":
         by_row = [each[places] for each, places in zip(shares, _firsts(reader), strict=True)]
-    return Predictions(
+    collate = Collate(collator, {*taken, "labels"})
+
+    def batch_of(numbers: Sequence[int]) -> dict[str, Any]:
+        batch = collate([reader[number] for number in numbers])
+        return {name: value for name, value in batch.items() if name in taken}
+
+    return Evaluation(
         rows=rows,
         inputs=columns,
         label_names=names,
         probabilities=by_row,
         labels=list(labels),
         metrics=dict(metrics(logits, labels)) if bool(np.any(labels != MISSING_LABEL)) else {},
+        logits=logits,
+        timed=Timed(network, batch_of),
     )
 
 
-def write_predictions(found: Predictions, file: Path, *, overwrite: bool = False) -> None:
-    """Write a CSV file: the inputs, the label if there is one, the predicted class, the probability of each class.
+def together(found: dict[str, Evaluation]) -> Predictions:
+    """Join what several models say of the same data, with the classes in the order of the first.
+
+    Raises:
+        ValueError: they have other classes.
+    """
+    first = next(iter(found.values()))
+    joined = {}
+    for name, each in found.items():
+        if sorted(each.label_names) != sorted(first.label_names):
+            differing = sorted({*each.label_names} ^ {*first.label_names})
+            raise ValueError(f"--against: {name} has other labels: {', '.join(differing[:6])}")
+        order = [each.label_names.index(label) for label in first.label_names]
+        joined[name] = each.logits[..., order], np.asarray(first.labels if each.logits.ndim == 2 else each.labels)
+    return Predictions.of(joined, first.label_names)
+
+
+def costs(found: dict[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """Measure in turns how large and how fast models are, on this machine's device.
+
+    Returns:
+        by model: `num_parameters`, `size_mib` of its weights, `flops` of the first row, and the fields of
+        `evaluation.latency.Speed`.
+    """
+    device = PartialState().device
+    with torch.no_grad():
+        num_rows = len(next(iter(found.values())).rows)
+        speeds = measure_speed(
+            {name: [each.timed] for name, each in found.items()}, num_rows, device, contextlib.nullcontext
+        )
+    told = {}
+    for name, each in found.items():
+        parameters = list(each.timed.model.parameters())
+        told[name] = {
+            "num_parameters": sum(p.numel() for p in parameters),
+            "size_mib": round(sum(p.numel() * p.element_size() for p in parameters) / 2**20, 3),
+            "flops": num_flops(each.timed),
+            **speeds[name]._asdict(),
+        }
+    return told
+
+
+def write_predictions(found: Evaluation, file: Path, *, overwrite: bool = False) -> None:
+    """Write a CSV or parquet file: inputs, label if there is one, predicted class, probability of each class.
 
     Raises:
         ValueError: the file is there.
     """
     if file.exists() and not overwrite:
         raise ValueError(f"--output: {file} is there: choose another name, or pass --overwrite")
-    names = found.label_names
     plain = found.rows.with_format(None)
     texts = {name: plain[name] for name in found.inputs}
+    header = ["row", *found.inputs, "label", "prediction", *(f"probability_{name}" for name in found.label_names)]
+    lines: list[list[Any]] = []
+    for row, (shares, label) in enumerate(zip(found.probabilities, found.labels, strict=True)):
+        inputs = [[_shown(values[row]) for values in texts.values()]]
+        known, of_each = [label], [shares]
+        if shares.ndim == 2:  # of each word
+            inputs = [[word] for word in texts[found.inputs[0]][row]]
+            known, of_each = plain["labels"][row], list(shares)
+        for shown, index, each in zip(inputs, known, of_each, strict=False):
+            truth = "" if index == MISSING_LABEL else found.label_names[int(index)]
+            lines.append([row, *shown, truth, found.label_names[int(each.argmax())], *each.tolist()])
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".parquet":
+        Dataset.from_dict({name: [line[place] for line in lines] for place, name in enumerate(header)}).to_parquet(file)
+        return
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["row", *found.inputs, "label", "prediction", *(f"probability_{name}" for name in names)])
-        for row, (shares, label) in enumerate(zip(found.probabilities, found.labels, strict=True)):
-            inputs = [[_shown(values[row]) for values in texts.values()]]
-            known, of_each = [label], [shares]
-            if shares.ndim == 2:  # of each word
-                inputs = [[word] for word in texts[found.inputs[0]][row]]
-                known, of_each = plain["labels"][row], list(shares)
-            for shown, index, each in zip(inputs, known, of_each, strict=False):
-                truth = "" if index == MISSING_LABEL else names[int(index)]
-                writer.writerow([row, *shown, truth, names[int(each.argmax())], *(f"{share:.6f}" for share in each)])
+        writer.writerow(header)
+        writer.writerows([f"{value:.6f}" if isinstance(value, float) else value for value in line] for line in lines)
 
 
-def _read(run: Path, model: str) -> tuple[Recipe, Path]:
-    if not (run / "recipe.yaml").is_file() or not (run / "stages").is_dir():
-        raise ValueError(f"{run} holds no run: name the output_dir of `hf-distill train`")
-    there = finished_stages(run)
-    if model not in there:
-        raise ValueError(f"{run} has no finished {model}, only {', '.join(there) or 'nothing'}")
-    return read_resolved(run / "recipe.yaml"), run / model
+def _read(source: str, model: str) -> tuple[Recipe, str]:
+    """Return the recipe of a run, or one that says no more than what a model is, and where the model is."""
+    run = Path(source).expanduser()
+    if (run / "recipe.yaml").is_file() and (run / "stages").is_dir():
+        there = finished_stages(run)
+        if model not in there:
+            raise ValueError(f"{run} has no finished {model}, only {', '.join(there) or 'nothing'}")
+        return read_resolved(run / "recipe.yaml"), str(run / model)
+    is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or run.exists()
+    if is_path and not (run / "config.json").is_file():
+        raise ValueError(f"{run} holds neither a run (the output_dir of `hf-distill train`) nor a model (config.json)")
+    if model != "student":
+        raise ValueError(f"--model: {source} is a model, and only a run has several")
+    try:
+        architectures = AutoConfig.from_pretrained(source).architectures or ["none"]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source} is neither a run nor a model: {first_line(error)}") from error
+    ends = {"Sequence": "text-classification", "Image": "image-classification", "Token": "token-classification"}
+    tasks = [task for end, task in ends.items() if f"For{end}Classification" in architectures[0]]
+    if not tasks:
+        raise ValueError(f"{source} is no classifier that is known here: its architecture is {architectures[0]}")
+    known = {"task": tasks[0], "data": {"path": "."}, "teacher": {"model": source}, "student": {"model": source}}
+    return Recipe.model_validate({**known, "training": {}, "output_dir": "unused"}), source
 
 
 def _split(found: Any, split: str | None) -> Dataset:
@@ -160,7 +251,7 @@ def _labelled(recipe: Recipe, rows: Dataset, names: list[str]) -> tuple[tuple[st
     return columns.inputs, filled
 
 
-def _as_read(recipe: Recipe, folder: Path, network: PreTrainedModel, rows: Dataset, columns: tuple[str, ...]) -> Any:
+def _as_read(recipe: Recipe, folder: str, network: PreTrainedModel, rows: Dataset, columns: tuple[str, ...]) -> Any:
     """Return the rows as the model reads them, and the collator of its batches."""
     trusts = recipe.trusts_code_of(recipe.student)
     if not recipe.is_text:

@@ -14,6 +14,7 @@ from hf_distill.evaluation.curves import PLOT, training_curves
 from hf_distill.evaluation.environment import environment
 from hf_distill.evaluation.latency import Speed
 from hf_distill.evaluation.metrics import agreement, difference, of_the_same, per_class, right_in_the_same
+from hf_distill.evaluation.predictions import PREDICTIONS, Predictions
 from hf_distill.evaluation.results import Difference, ModelResult, Results, gap_closed
 from hf_distill.hub.commit import PushResult
 from hf_distill.hub.destination import Destination
@@ -113,6 +114,8 @@ def _results(run: Run) -> Results:
         predicted["baseline"] = run.predict(simple, recipe.student)
         students["baseline"] = _measured(run, simple, *predicted["baseline"], seconds)
         trained["baseline"] = recipe.student, simple
+    if PartialState().is_main_process:
+        Predictions.of(predicted, run.splits.label_names).write(run.workspace.path / PREDICTIONS)
     progress.stage("results", "timing the models side by side")
     students = _with_speed({"teacher": teacher, **students}, speeds(run, of_recipe, trained))
     teacher, student, baseline = students.pop("teacher"), students.pop("student"), students.pop("baseline", None)

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hf_distill.evaluation.predictions import PREDICTIONS
 from hf_distill.runs.checkpoint import Checkpoint
 from hf_distill.runs.recipe.reading import to_yaml
 from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe
@@ -24,6 +25,7 @@ TENSORBOARD = "tensorboard"
 """The folder of TensorBoard's events in a run's output folder, with a folder in it for each stage."""
 
 _SHOWN = 6  # settings that differ, of which a message names so many
+_FOUND = ("results.json", PREDICTIONS)
 _NOTES = ("recipe.yaml", _MADE_OF, TENSORBOARD)
 _STAGE = re.compile(r"teacher|student|baseline|(teacher|stage)-\d+")
 
@@ -137,7 +139,7 @@ class Workspace:
         if of_others or teachers & set(stages or teachers):
             shutil.rmtree(self.path / SOFT_TARGETS, ignore_errors=True)
         entries = [
-            self.path / "results.json",
+            *(self.path / name for name in _FOUND),
             *(self.path / folder / stage for stage in stages for folder in ("", "checkpoints", TENSORBOARD)),
             *(self.path / "stages" / f"{stage}.json" for stage in stages),
         ]
@@ -332,7 +334,7 @@ def _of_teachers(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _entries(path: Path) -> list[Path]:
     """Return what a run, of whatever recipe, may have written; its notes about itself come first, and are no work."""
     models = sorted(entry for entry in path.glob("*") if _STAGE.fullmatch(entry.name))
-    return [path / name for name in (*_NOTES, "results.json", "stages", "checkpoints")] + models
+    return [path / name for name in (*_NOTES, *_FOUND, "stages", "checkpoints")] + models
 
 
 def _holds_work(path: Path, stage: str) -> bool:

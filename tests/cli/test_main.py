@@ -123,7 +123,7 @@ class TestEntryPoint:
         assert lines[-5:] == [
             "Next:",
             '  load it   pipeline("text-classification", "out/student")',
-            "  evaluate  hf-distill evaluate out --data new.csv",
+            "  evaluate  hf-distill evaluate out",
             "  publish   hf-distill push out --repo-id NAME --private",
             "  its card  out/student/README.md",
         ]
@@ -251,6 +251,47 @@ class TestCommands:
         code, _, err = run("evaluate", "runs/reviews", "--data", "reviews.csv", "--output", "p.csv")
         assert code == 2
         assert err.startswith("error: --output: p.csv is there")
+        self.look_at(run, "runs/reviews")
+
+    @staticmethod
+    def look_at(run, folder: str) -> None:
+        """Evaluate a run without data, with another model beside its own, and a model that is no run's."""
+        found = json.loads(Path(folder, "results.json").read_text())
+        code, out, _ = run("evaluate", folder, "--json")
+        told = json.loads(out)
+        assert code == 0
+        for name in ("teacher", "student", "baseline"):
+            assert told["measures"][name]["accuracy"]["value"] == pytest.approx(found[name]["metrics"]["accuracy"])
+            assert told["costs"][name]["latency_ms"] == found[name]["latency_ms"]
+        assert told["measures"]["student"]["agreement"]["value"] == pytest.approx(found["agreement"])
+        assert [each["target"] for each in told["thresholds"]] == [0.9, 0.95, 0.98, 0.99, 0.995, 0.999]
+        code, out, _ = run("evaluate", folder, "--target", "0.7")
+        assert code == 0
+        assert {"accuracy", "NLL", "Brier", "ECE,"} <= {line.split()[0] for line in out.splitlines() if line}
+        assert "70.0%" in out
+        assert max(map(len, out.splitlines())) <= 80
+        code, out, _ = run("evaluate", folder, "--data", "reviews.csv", "--against", "teacher", "--json")
+        told = json.loads(out)
+        assert code == 0
+        assert set(told["measures"]["student"]) > {"accuracy", "agreement", "kl"}
+        assert told["costs"]["teacher"]["flops"] > told["costs"]["student"]["flops"] > 0
+        code, out, _ = run("evaluate", f"{folder}/student", "--data", "reviews.csv", "--output", "p.parquet", "--json")
+        assert json.loads(out)["measures"]["student"]["accuracy"] == told["measures"]["student"]["accuracy"]
+        table = datasets.Dataset.from_parquet("p.parquet", cache_dir="cache")
+        assert table.column_names == ["row", "text", "label", "prediction", "probability_neg", "probability_pos"]
+        for options, message in (
+            (["--against", "teacher"], "--against: belongs to new data: name them, --data PATH"),
+            (["--data", "reviews.csv", "--target", "0.9"], "--target: is for the evaluation rows of a run"),
+            (["--target", "90"], "targets must be above 0 and below 1"),
+            (["--data", "reviews.csv", "--output", "p.txt"], "--output: expected a file that ends in .csv or .parquet"),
+        ):
+            code, _, err = run("evaluate", folder, *options)
+            assert code == 2
+            assert err.startswith(f"error: {message}")
+        assert "reviews.csv holds neither a run" in run("evaluate", "./reviews.csv", "--data", "reviews.csv")[2]
+        assert "reviews.csv is no folder of a run" in run("evaluate", "reviews.csv")[2]
+        Path(folder, "predictions.parquet").unlink()
+        assert "has no predictions.parquet" in run("evaluate", folder)[2]
 
     def test_a_finished_run_says_so_at_once(self, run, text_run, monkeypatch):
         """Ten minutes of evaluation, to print a table that is on the disk."""

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 from transformers import pipeline
 
-from hf_distill.runs.evaluate import evaluate_run, write_predictions
+from hf_distill.runs.evaluate import evaluate, write_predictions
 from hf_distill.runs.recipe.reading import load_recipe
 from hf_distill.runs.train import distill
 
@@ -54,7 +54,7 @@ def test_predictions_are_those_of_a_pipeline_and_metrics_of_the_labels():
     """Probabilities of other texts, or of classes in another order, in a file that somebody acts upon."""
     train_on_texts()
     Path("new.csv").write_text('text;label\ngood film;pos\n"bad, plot";neg\ndull;\n')
-    found = evaluate_run(Path("run"), "new.csv")
+    found = evaluate(Path("run"), "new.csv")
     write_predictions(found, Path("p.csv"))
     rows = read("p.csv")
     assert [row["text"] for row in rows] == ["good film", "bad, plot", "dull"]
@@ -69,10 +69,10 @@ def test_predictions_are_those_of_a_pipeline_and_metrics_of_the_labels():
     assert found.num_labels == 2
     with pytest.raises(ValueError, match=r"p\.csv is there: choose another name, or pass --overwrite"):
         write_predictions(found, Path("p.csv"))
-    of_teacher = evaluate_run(Path("run"), "new.csv", model="teacher")
+    of_teacher = evaluate(Path("run"), "new.csv", model="teacher")
     assert not np.allclose(of_teacher.probabilities, found.probabilities)
     Path("bare.csv").write_text("text\ngood film\n")
-    bare = evaluate_run(Path("run"), "bare.csv")
+    bare = evaluate(Path("run"), "bare.csv")
     assert (bare.metrics, bare.num_labels) == ({}, 0)
     assert np.allclose(bare.probabilities[0], found.probabilities[0])
 
@@ -83,17 +83,17 @@ def test_what_does_not_fit_is_refused():
     train_on_texts()
     Path("odd.csv").write_text("text;label\ngood film;positive\nbad;neg\n")
     with pytest.raises(ValueError, match="label 'positive' in column 'label'"):
-        evaluate_run(Path("run"), "odd.csv")
+        evaluate(Path("run"), "odd.csv")
     with pytest.raises(ValueError, match="run has no finished baseline, only teacher, student"):
-        evaluate_run(Path("run"), "x.csv", model="baseline")
-    with pytest.raises(ValueError, match="nowhere holds no run: name the output_dir"):
-        evaluate_run(Path("nowhere"), "x.csv")
+        evaluate(Path("run"), "x.csv", model="baseline")
+    with pytest.raises(ValueError, match="nowhere is neither a run nor a model"):
+        evaluate(Path("nowhere"), "x.csv")
     Path("two").mkdir()
     for split in ("train", "test"):
         Path(f"two/{split}.csv").write_text("text;label\ngood;pos\nbad;neg\n")
     with pytest.raises(ValueError, match="--split: the data have train, test: name one"):
-        evaluate_run(Path("run"), "two")
-    assert evaluate_run(Path("run"), "two", split="test").num_labels == 2
+        evaluate(Path("run"), "two")
+    assert evaluate(Path("run"), "two", split="test").num_labels == 2
 
 
 @pytest.mark.filterwarnings("ignore:data. 8 of the 8 rows")
@@ -116,7 +116,7 @@ def test_words_have_a_line_each():
         student={"from_teacher": {"layers": [0]}},
     )
     Path("new.jsonl").write_text("\n".join(map(json.dumps, rows[:3])))
-    found = evaluate_run(Path("run"), "new.jsonl")
+    found = evaluate(Path("run"), "new.jsonl")
     write_predictions(found, Path("p.csv"))
     written = read("p.csv")
     assert [row["tokens"] for row in written] == ["good", "good", "filmly", "good", "filmly", "bad"]
@@ -139,7 +139,7 @@ def test_images_are_read_as_in_training():
         teacher={"config": shape, "training": CPU},
         student={"config": shape},
     )
-    found = evaluate_run(Path("run"), "photos", split="test")
+    found = evaluate(Path("run"), "photos", split="test")
     known = json.loads(Path("run/results.json").read_text())["student"]["metrics"]
     assert found.metrics == pytest.approx(known)
     assert found.label_names == ["a", "b"]

@@ -261,6 +261,21 @@ class TestModelInit:
         )
         assert best.objective == pytest.approx(logged(trainer, "eval_loss")[-1])
 
+    def test_each_trial_matches_its_own_student(self):
+        """Hooks on the student before, and projections that no optimizer has."""
+        args = config(max_steps=2, logging_steps=1, eval_strategy="steps", eval_steps=1, hidden_weight=1.0)
+        trainer, _ = self.search(
+            lambda trial: {"hidden_weight": trial.suggest_categorical("hidden_weight", [0.5, 2.0])},
+            args=args,
+            teacher=tiny.bert(2, hidden_size=24),
+            n_trials=2,
+        )
+        trained = {id(weight) for group in trainer.optimizer.param_groups for weight in group["params"]}
+        assert {id(weight) for weight in trainer.matching.projections.parameters()} <= trained
+        soft, label, hidden, loss = (logged(trainer, n)[-1] for n in ("soft_loss", "label_loss", "hidden_loss", "loss"))
+        assert loss == pytest.approx(0.9 * soft + 0.1 * label + trainer.args.hidden_weight * hidden)
+        assert trainer.args.hidden_weight in (0.5, 2.0)
+
     @pytest.mark.parametrize(("name", "value", "low", "high"), [("alpha", 0, 0.3, 0.9), ("temperature", 4, 1.2, 1.8)])
     def test_a_whole_number_in_the_config_does_not_truncate_a_trial(self, name, value, low, high):
         """The best run's value is one that was never used."""

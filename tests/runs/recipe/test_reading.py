@@ -592,6 +592,15 @@ class TestSeveralTeachersAndStages:
         (found,) = lines_of(**sections)
         assert found.startswith(message)
 
+    def test_a_pruned_vocabulary_is_the_teachers_and_of_texts(self):
+        """A tokenizer that is named and not used; pictures without words."""
+        pruned = {"from_teacher": {"layers": [0], "vocabulary": {"from": "train"}}}
+        (found,) = lines_of(teacher=self.READY, student={**pruned, "processor": "a/b"})
+        assert "vocabulary makes the student's tokenizer of the teacher's: leave out processor" in found
+        of_images = {"task": "image-classification", "data": {"path": "x"}}
+        (found,) = lines_of(teacher=self.READY, student=pruned, **of_images)
+        assert "from_teacher.vocabulary is for texts: leave it out" in found
+
     def test_schedules_without_an_end_or_an_end_without_a_schedule(self):
         """Settings that do nothing."""
         assert lines_of(training={"schedule": "cosine"}) == [
