@@ -1,4 +1,4 @@
-"""The commands that begin and end with somebody's own data: `init` and `evaluate`."""
+"""The commands that look at data and at what came out: `init`, `evaluate` and `report`."""
 
 import json
 from dataclasses import asdict
@@ -110,6 +110,29 @@ def evaluate(
         typer.echo(f"Predictions are in {output}.")
 
 
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Output folders of finished `hf-distill train`.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE.html", help="The page; by default RUN/report.html.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write one page that shows a run, or compares several: it opens in a browser and needs no network.
+
+    It has the verdict, quality with intervals, pictures (also as PNG files in the folder `report` beside it), soft
+    targets, the hardest rows and labels to look at.
+    """
+    if output is not None and output.suffix != ".html":
+        raise ValueError(f"--output: expected a file that ends in .html, got {output}")
+    from hf_distill.runs.report import write_report
+
+    only_ours(debug=debug)
+    typer.echo(f"The report is in {write_report([run.expanduser() for run in runs], output)}.")
+
+
 def _of_run(source: str, targets: list[float]) -> dict[str, Any]:
     """Measure the models of a run by what they have predicted."""
     from hf_distill.evaluation.cascade import TARGETS, thresholds
@@ -201,19 +224,20 @@ def _speed_up(costs: dict[str, dict[str, Any]], share: float) -> str:
 
 def _print_costs(costs: dict[str, dict[str, Any]]) -> None:
     columns = {
-        "parameters": ("num_parameters", "{:,}"),
-        "MiB": ("size_mib", "{:.2f}"),
-        "MFLOPs": ("flops", "{:.1f}"),
-        "ms/row": ("latency_ms", "{:.2f}"),
-        "90%": ("latency_p90_ms", "{:.2f}"),
-        "99%": ("latency_p99_ms", "{:.2f}"),
-        "rows/s": ("rows_per_second", "{:,.0f}"),
+        "parameters": ("num_parameters", "{:,.0f}", 1.0),
+        "MiB": ("size_mib", "{:.2f}", 1.0),
+        "MFLOPs": ("flops", "{:.1f}", 1e6),
+        "ms/row": ("latency_ms", "{:.2f}", 1.0),
+        "90%": ("latency_p90_ms", "{:.2f}", 1.0),
+        "99%": ("latency_p99_ms", "{:.2f}", 1.0),
+        "rows/s": ("rows_per_second", "{:,.0f}", 1.0),
     }
     shown = {title: known for title, known in columns.items() if any(known[0] in each for each in costs.values())}
-    rows = []
-    for name, each in costs.items():
-        values = {title: each.get(key) for title, (key, _) in shown.items()}
-        if values.get("MFLOPs") is not None:
-            values["MFLOPs"] = values["MFLOPs"] / 1e6
-        rows.append([name, *("-" if values[t] is None else form.format(values[t]) for t, (_, form) in shown.items())])
+
+    def cell(value: float | None, form: str, unit: float) -> str:
+        return "-" if value is None else form.format(value / unit)
+
+    rows = [
+        [name, *(cell(each.get(key), form, unit) for key, form, unit in shown.values())] for name, each in costs.items()
+    ]
     print_table(["model", *shown], rows)

@@ -70,8 +70,12 @@ def train(
         from hf_distill.runs.run_card import license_lines
 
         print_warnings(license_lines(loaded, results))
+        from hf_distill.runs.report import report_of_train
+
+        page = report_of_train(Path(loaded.output_dir).expanduser())
         if not quiet:
-            typer.echo(next_steps(loaded.output_dir, loaded.task, is_published=loaded.hub is not None))
+            is_published = loaded.hub is not None
+            typer.echo(next_steps(loaded.output_dir, loaded.task, is_published=is_published, report=page))
     shutdown_processes()
     published = publish_student(loaded) if is_main else None
     if published is not None:

@@ -28,14 +28,17 @@ def training_curves(results: Results) -> bytes | None:
     The same results give the same bytes, with one version of matplotlib: no date, and no setting of the user's, goes
     in.
     """
+    return _drawn(panels(results))
+
+
+def panels(results: Results) -> dict[tuple[str, str], dict[str, Points]]:
+    """Return what there is to draw of a run's training: lines by name, for each title and label of the y axis."""
     metric = next(iter(results.student.metrics), "")
-    return _drawn(
-        {
-            _PARTS: _parts(results.curves.get("student", [])),
-            ("Loss on the labels", "cross-entropy of the training rows"): _of_all(results.curves, "label_loss"),
-            (_EVALUATION, metric): _of_all(results.curves, f"eval_{metric}"),
-        }
-    )
+    return {
+        _PARTS: _parts(results.curves.get("student", [])),
+        ("Loss on the labels", "cross-entropy of the training rows"): _of_all(results.curves, "label_loss"),
+        (_EVALUATION, metric): _of_all(results.curves, f"eval_{metric}"),
+    }
 
 
 def student_curves(curve: Sequence[Mapping[str, float]], metric: str) -> bytes | None:

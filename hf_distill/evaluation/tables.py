@@ -69,17 +69,18 @@ def verdict(results: Results) -> list[str]:
     return lines
 
 
-def next_steps(output_dir: str, task: str, *, is_published: bool) -> str:
+def next_steps(output_dir: str, task: str, *, is_published: bool, report: Path | None = None) -> str:
     """Return the commands that come next, one to a line."""
     folder = Path(output_dir)
     lines = {
         "load it": f'pipeline("{task}", "{folder / "student"}")',
+        "look": f"open {report} in a browser",
         "evaluate": f"hf-distill evaluate {folder}",
         "publish": f"hf-distill push {folder} --repo-id NAME --private",
         "its card": f"{folder / 'student' / 'README.md'}",
     }
-    if is_published:
-        del lines["publish"]
+    for name in ["publish"] * is_published + ["look"] * (report is None):
+        del lines[name]
     return "\n".join(["Next:", *(f"  {name:9} {text}" for name, text in lines.items())])
 
 

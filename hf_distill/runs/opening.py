@@ -55,14 +55,7 @@ def open_run(
         with PartialState().main_process_first():
             shared = shared_targets(recipe, whole=not is_check)
         data = recipe.data
-        rows = load_rows(**data.model_dump(include=_OF_THE_FILES))
-        splits = prepare_splits(
-            rows,
-            recipe.task,
-            seed=int(recipe.training.get("seed", 42)),
-            unlabelled=_unlabelled(recipe),
-            **data.model_dump(include=_OF_THE_SPLITS),
-        )
+        rows, splits = load_splits(recipe)
         if PartialState().is_main_process:
             for text in splits.warnings:
                 warnings.warn(text, UserWarning, stacklevel=1)
@@ -77,6 +70,19 @@ def open_run(
         yield Run(
             recipe, name, settings, workspace, splits, inputs, metrics, origin, shared, images, progress or Progress()
         )
+
+
+def load_splits(recipe: Recipe) -> tuple[Any, Splits]:
+    """Load the data of a recipe: as they are found, and as the splits of a run."""
+    rows = load_rows(**recipe.data.model_dump(include=_OF_THE_FILES))
+    splits = prepare_splits(
+        rows,
+        recipe.task,
+        seed=int(recipe.training.get("seed", 42)),
+        unlabelled=_unlabelled(recipe),
+        **recipe.data.model_dump(include=_OF_THE_SPLITS),
+    )
+    return rows, splits
 
 
 def readable_images(recipe: Recipe, splits: Splits) -> tuple[Splits, dict[str, Any]]:

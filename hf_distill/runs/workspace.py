@@ -25,7 +25,10 @@ TENSORBOARD = "tensorboard"
 """The folder of TensorBoard's events in a run's output folder, with a folder in it for each stage."""
 
 _SHOWN = 6  # settings that differ, of which a message names so many
-_FOUND = ("results.json", PREDICTIONS)
+REPORT = "report.html"
+"""The page of a run, in its output folder."""
+
+_FOUND = ("results.json", PREDICTIONS, REPORT)
 _NOTES = ("recipe.yaml", _MADE_OF, TENSORBOARD)
 _STAGE = re.compile(r"teacher|student|baseline|(teacher|stage)-\d+")
 

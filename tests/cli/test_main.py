@@ -120,9 +120,10 @@ class TestEntryPoint:
         lines = ended.stdout.splitlines()
         assert any(line.split()[:3] == ["model", "accuracy", "macro"] for line in lines)
         assert any(line.split()[:1] == ["student"] for line in lines)
-        assert lines[-5:] == [
+        assert lines[-6:] == [
             "Next:",
             '  load it   pipeline("text-classification", "out/student")',
+            "  look      open out/report.html in a browser",
             "  evaluate  hf-distill evaluate out",
             "  publish   hf-distill push out --repo-id NAME --private",
             "  its card  out/student/README.md",
@@ -290,6 +291,25 @@ class TestCommands:
             assert err.startswith(f"error: {message}")
         assert "reviews.csv holds neither a run" in run("evaluate", "./reviews.csv", "--data", "reviews.csv")[2]
         assert "reviews.csv is no folder of a run" in run("evaluate", "reviews.csv")[2]
+        code, out, _ = run("report", folder)
+        assert code == 0
+        assert out == f"The report is in {folder}/report.html.\n"
+        text = Path(folder, "report.html").read_text()
+        assert "good film" in text or "bad film" in text
+        assert {"trade_offs.png", "reliability.png"} <= {each.name for each in Path(folder, "report").iterdir()}
+        assert run("report", folder, folder, "--output", "both.html")[0] == 0
+        assert "2 runs" in Path("both.html").read_text()
+        for arguments, message in (
+            ((folder, folder), "--output: name the page of several runs"),
+            ((folder, "--output", "x.pdf"), "--output: expected a file that ends in .html"),
+            (("nowhere",), "nowhere holds no finished run, it has no recipe.yaml"),
+        ):
+            code, _, err = run("report", *arguments)
+            assert code == 2
+            assert err.startswith(f"error: {message}")
+        Path("reviews.csv").rename("gone.csv")
+        assert run("report", folder)[0] == 0
+        assert "the data cannot be opened" in Path(folder, "report.html").read_text()
         Path(folder, "predictions.parquet").unlink()
         assert "has no predictions.parquet" in run("evaluate", folder)[2]
 

@@ -1,0 +1,1 @@
+"""The page that shows a run, or several: pictures, tables, and rows to look at."""
