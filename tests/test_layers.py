@@ -13,7 +13,10 @@ PACKAGE = Path(hf_distill.__file__).parent
 # The rooms of the house, from the top: a module imports from its own and from those below.
 ROOMS = ["__main__", "cli", "runs", "training", "hub", "teachers", "evaluation", "data", "models"]
 
-CLI = {f"cli.{name}" for name in ("console", "data", "main", "progress", "publish", "recipes", "search", "train")}
+CLI = {
+    f"cli.{name}"
+    for name in ("compare", "console", "data", "main", "progress", "publish", "recipes", "search", "train")
+}
 
 # What may be done in one module only: calls by the name that is called, and imports.
 CALLS_OF_ONE: dict[str, set[str]] = {

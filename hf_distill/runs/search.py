@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_distill.evaluation.metrics import LOCAL_METRICS
-from hf_distill.runs.opening import open_run
 from hf_distill.runs.progress import Progress
 from hf_distill.runs.recipe.reading import load_recipe, recipe_name, to_yaml
-from hf_distill.runs.recipe.schema import SOFT_TARGETS, Recipe
-from hf_distill.runs.recipe.settings import StageSettings
+from hf_distill.runs.recipe.schema import Recipe
+from hf_distill.runs.shared_teacher import taught_once
 from hf_distill.runs.train import distill
 from hf_distill.training.config import DistillationConfig
 
@@ -139,7 +138,7 @@ def search(
         )
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(folder, [*overrides, *own], ranges)
-    taught = _taught_once(source, [*overrides, *own], folder, progress)
+    taught = taught_once(source, [*overrides, *own], folder, progress)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=int(whole.training.get("seed", 42)))
     study: Any = optuna.create_study(
@@ -173,33 +172,6 @@ def _of_all_trials(recipe: Recipe) -> tuple[list[str], str]:
     if recipe.data.test_split is not None:
         return [*own, "data.test_split=null"], f"the split {recipe.data.eval_split}, and not on that of the results"
     return [*own, _CHOOSING], f"a tenth of {recipe.data.train_split}, which no trial was trained on"
-
-
-def _taught_once(source: str, overrides: list[str], folder: Path, progress: Progress | None) -> list[str]:
-    """Train the teacher, if that has not been done; return the overrides that use it, and one cache for all trials.
-
-    Raises:
-        ValueError: there are several teachers to train.
-    """
-    recipe = load_recipe(source, overrides)
-    is_trained = any(teacher.training is not None for teacher in recipe.teachers)
-    if isinstance(recipe.teacher, list) and is_trained:
-        raise ValueError(
-            "a search trains one teacher, and the recipe has several: train the recipe, and name their folders in its "
-            "place (teacher.0.model ...)"
-        )
-    is_cached = recipe.training.get("precompute_teacher_logits", False)
-    logits = [f"training.teacher_logits_dir={folder / SOFT_TARGETS}"] if is_cached else []
-    if not is_trained:
-        return logits
-    recipe = load_recipe(source, [*overrides, f"output_dir={folder / 'teacher'}"])
-    stages = list(recipe.teacher_stages())
-    with open_run(recipe, recipe_name(source), StageSettings(recipe), stages=stages, progress=progress) as run:
-        run.progress.begin(len(stages))
-        run.prepare(needs_labels=True)
-        run.teachers()
-    model = folder / "teacher" / "teacher"
-    return [f"teacher.model={model}", "teacher.training=null", "teacher.augment=null", *logits]
 
 
 def _check_same(folder: Path, overrides: list[str], ranges: Sequence[Range]) -> None:
