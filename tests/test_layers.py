@@ -15,7 +15,7 @@ ROOMS = ["__main__", "cli", "runs", "training", "hub", "teachers", "evaluation",
 
 CLI = {
     f"cli.{name}"
-    for name in ("compare", "console", "data", "main", "progress", "publish", "recipes", "search", "train")
+    for name in ("compare", "console", "data", "export", "main", "progress", "publish", "recipes", "search", "train")
 }
 
 # What may be done in one module only: calls by the name that is called, and imports.

@@ -1,4 +1,4 @@
-"""The command line: `hf-distill init`, `evaluate`, `train`, `search`, `cache`, `check`, `push`, `card`, `recipes`."""
+"""The command line: `hf-distill init`, `evaluate`, `train`, `search`, `cache`, `check`, `export`, `push`, `recipes`."""
 
 import warnings
 from typing import Annotated
@@ -9,7 +9,7 @@ from hf_distill import __version__
 from hf_distill.cli.console import app, fail, show_warning
 
 # For their commands, in the order of the help.
-from hf_distill.cli import data, train, compare, search, publish, recipes  # noqa: F401  # isort: skip
+from hf_distill.cli import data, train, compare, search, export, publish, recipes  # noqa: F401  # isort: skip
 
 
 def main() -> None:

@@ -97,6 +97,8 @@ class Results:
             no rows, or that was never predicted.
         terms_of_micro_batches: the terms of the student's loss (`soft`, `feature`) that compare the rows of a
             micro-batch, and so depend on its size; all others are means over the whole accumulated batch.
+        exports: what `hf-distill export` has measured side by side on the CPU: `teacher`, `student`, and each file by
+            its name (`onnx`, `onnx int8`).
         differences: of accuracies, by `student_baseline` (the student's less the baseline's), `teacher_baseline` and
             `student_teacher`; empty if accuracy is not among the metrics.
     """
@@ -119,6 +121,7 @@ class Results:
     differences: dict[str, Difference] = field(default_factory=dict)
     per_class: dict[str, dict[str, int | float]] = field(default_factory=dict)
     terms_of_micro_batches: list[str] = field(default_factory=list)
+    exports: dict[str, ModelResult] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, ModelResult]:

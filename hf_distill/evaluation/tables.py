@@ -13,13 +13,38 @@ def results_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
     Metrics have four decimals; what they are relative to the teacher stands beside the first one.
     """
-    names = list(results.student.metrics)
+    return _table(results.models, results.teacher, is_timed=results.student.latency_ms is not None)
+
+
+def exports_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Lay out what was exported, beside what it was made of; likewise, but without the seconds of a training."""
+    header, rows = _table(results.exports, results.teacher, is_timed=True)
+    place = header.index("train s")
+    return [*header[:place], *header[place + 1 :]], [[*row[:place], *row[place + 1 :]] for row in rows]
+
+
+def exported(results: Results) -> str | None:
+    """Say in one sentence what the whole way from the teacher to the last file gives; None if nothing was exported."""
+    name, file = next(reversed(results.exports.items()), ("", None))
+    teacher = results.exports.get("teacher")
+    if file is None or teacher is None or None in (file.size_mib, teacher.size_mib):
+        return None
+    first = next(iter(file.metrics))
+    faster = _times(teacher.latency_ms / file.latency_ms, "faster", "slower")  # type: ignore[operator]
+    smaller = _times(teacher.size_mib / file.size_mib, "smaller", "larger")  # type: ignore[operator]
+    share = f"{file.metrics[first] / teacher.metrics[first]:.1%}" if teacher.metrics[first] else "-"
+    return f"From the teacher to the file {name}, on a CPU: {faster}, {smaller}, {share} of the {titled(first)}."
+
+
+def _table(
+    models: dict[str, ModelResult], teacher: ModelResult, *, is_timed: bool
+) -> tuple[list[str], list[list[str]]]:
+    names = list(teacher.metrics)
     header = ["model", *map(titled, names), "of teacher", "parameters", "MiB", "train s"]
-    is_timed = results.student.latency_ms is not None
-    rows = [[role, *_cells(model, names, results.teacher)] for role, model in results.models.items()]
+    rows = [[role, *_cells(model, names, teacher)] for role, model in models.items()]
     if is_timed:
         header += ["ms/row", "rows/s"]
-        for row, model in zip(rows, results.models.values(), strict=True):
+        for row, model in zip(rows, models.values(), strict=True):
             row += [
                 "-" if model.latency_ms is None else f"{model.latency_ms:.2f}",
                 "-" if model.rows_per_second is None else f"{model.rows_per_second:,.0f}",

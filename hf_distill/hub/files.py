@@ -18,7 +18,7 @@ _STATE, _ARGUMENTS = "trainer_state.json", "training_args.bin"  # the second is 
 
 # What `save_pretrained` writes, and what a README shows. Anything else, pickles and logs above all, may run code where
 # it is loaded, or tell of this machine.
-_TEXTS = (".json", ".txt", ".md", ".jinja", ".py", ".model", ".spm", WEIGHTS)
+_TEXTS = (".json", ".txt", ".md", ".jinja", ".py", ".model", ".spm", ".onnx", WEIGHTS)
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 # Any word is an entry of some vocabulary.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")

@@ -93,7 +93,7 @@ def evaluate(source: str | Path, data: str, *, model: str = "student", split: st
     )
     names = names_in_order(network.config.id2label)
     columns, rows = _labelled(recipe, rows, names)
-    reader, collator = _as_read(recipe, folder, network, rows, columns)
+    reader, collator = as_read(recipe, folder, network, rows, columns)
     with tempfile.TemporaryDirectory() as scratch:
         args = training_arguments(recipe, "student", Path(scratch))
     taken = forward_parameters(network)
@@ -251,7 +251,7 @@ def _labelled(recipe: Recipe, rows: Dataset, names: list[str]) -> tuple[tuple[st
     return columns.inputs, filled
 
 
-def _as_read(recipe: Recipe, folder: str, network: PreTrainedModel, rows: Dataset, columns: tuple[str, ...]) -> Any:
+def as_read(recipe: Recipe, folder: str, network: PreTrainedModel, rows: Dataset, columns: tuple[str, ...]) -> Any:
     """Return the rows as the model reads them, and the collator of its batches."""
     trusts = recipe.trusts_code_of(recipe.student)
     if not recipe.is_text:

@@ -14,7 +14,7 @@ from hf_distill.evaluation.predictions import Predictions
 from hf_distill.evaluation.quality import TITLES, log_softmax, quality
 from hf_distill.evaluation.report.pictures import Picture, pictures, trade_offs
 from hf_distill.evaluation.results import Results
-from hf_distill.evaluation.tables import results_table, summary, verdict
+from hf_distill.evaluation.tables import exported, exports_table, results_table, summary, verdict
 
 _ROWS = 12  # that are shown of a kind
 _EXAMPLES = 6  # of soft targets
@@ -71,6 +71,8 @@ def _shown(run: RunPage) -> dict[str, Any]:
         "environment": ", ".join(f"{name} {value}" for name, value in results.environment.items()),
         "pictures": pictures(results, same),
         "temperature": run.temperature,
+        "exports": exports_table(results) if results.exports else None,
+        "exported": exported(results),
         "hardest": [],
         "suspicious": [],
     }
