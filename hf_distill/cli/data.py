@@ -1,13 +1,18 @@
-"""The commands that look at data and at what came out: `init`, `evaluate` and `report`."""
+"""The commands that look at data and at what came out: `init`, `evaluate`, `report` and `audit`."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hf_distill.cli.console import DebugOption, app, only_ours, print_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hf_distill.evaluation.audit import Finding
 
 
 @app.command()
@@ -131,6 +136,65 @@ def report(
 
     only_ours(debug=debug)
     typer.echo(f"The report is in {write_report([run.expanduser() for run in runs], output)}.")
+
+
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The output folder of a finished `hf-distill train`.")],
+    folds: Annotated[
+        int, typer.Option("--folds", help="Look at the training rows, too, by so many teachers trained for that.")
+    ] = 0,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="To print of each kind.")] = 10,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="All of them: FILE.parquet or FILE.csv.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,
+    debug: DebugOption = False,
+) -> None:
+    """List rows to look at: labels that the teacher doubts, equal inputs with other labels, where the student differs.
+
+    Without --folds, labels of the evaluation rows are doubted, which the teacher has not learned from. A label that is
+    doubted is not wrong for that: somebody has to look.
+    """
+    if output is not None and output.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"--output: expected a file that ends in .csv or .parquet, got {output}")
+    from hf_distill.runs.audit import audit_run, write_findings
+
+    only_ours(debug=debug)
+    run = run.expanduser()
+    file = output or run / "audit.parquet"
+    found, classes, shown = audit_run(run, folds=folds, tell=lambda _: None if as_json else typer.echo(_))
+    write_findings(found, shown, file)
+    if as_json:
+        inherited = [dict(zip(("class", "rows", "teacher_errors", "inherited"), each, strict=True)) for each in classes]
+        typer.echo(json.dumps({"findings": [asdict(each) for each in found], "classes": inherited}, indent=2))
+        return
+    titles = {
+        "label": "Labels that the teacher doubts",
+        "conflict": "Equal inputs with other labels",
+        "student": "Where the student differs from the teacher",
+    }
+    for kind, title in titles.items():
+        of_kind = [each for each in found if each.kind == kind]
+        typer.echo(f"{title}: {len(of_kind):,} rows")
+        if of_kind:
+            _print_findings(of_kind[:rows], shown)
+    if classes:
+        typer.echo("Errors of the teacher, and how many the student inherits:")
+        table = [[name, f"{count:,}", f"{errors:,}", f"{alike:,}"] for name, count, errors, alike in classes]
+        print_table(["class", "rows", "errors", "inherited"], table)
+    typer.echo(f"All rows are in {file}.")
+
+
+def _print_findings(found: "list[Finding]", shown: "Callable[[Finding], str]") -> None:
+    texts = [" ".join(shown(each).split()) for each in found]
+    header = ["split", "row", "label", "teacher", "student", "doubt", *["input"] * any(texts)]
+    rows = []
+    for each, text in zip(found, texts, strict=True):
+        classes = [(name or "-")[:12] for name in (each.label, each.teacher, each.student)]
+        row = [each.split, f"{each.row}", *classes, f"{each.doubt:.2f}", *[text[:30]] * any(texts)]
+        rows.append(row)
+    print_table(header, rows)
 
 
 def _of_run(source: str, targets: list[float]) -> dict[str, Any]:

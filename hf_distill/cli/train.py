@@ -63,14 +63,14 @@ def train(
     is_main = PartialState().is_main_process
     if is_main:
         from hf_distill.evaluation.tables import next_steps, results_table, summary, verdict
+        from hf_distill.runs.report import diagnosis_of, report_of_train
 
         print_table(*results_table(results), spare=("of teacher", "train s"))
-        for line in [*verdict(results), summary(results)]:
+        for line in [*verdict(results), summary(results), *diagnosis_of(Path(loaded.output_dir).expanduser())]:
             print_sentence(line)
         from hf_distill.runs.run_card import license_lines
 
         print_warnings(license_lines(loaded, results))
-        from hf_distill.runs.report import report_of_train
 
         page = report_of_train(Path(loaded.output_dir).expanduser())
         if not quiet:

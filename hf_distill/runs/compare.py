@@ -100,7 +100,7 @@ class _Fold:
 
     @cached_property
     def data(self) -> list[str]:
-        return _saved(self.folder / "data", self.splits, {"train": self.train, "test": self.test}, self.recipe)
+        return save_splits(self.folder / "data", self.splits, {"train": self.train, "test": self.test}, self.recipe)
 
     @cached_property
     def taught(self) -> list[str]:
@@ -111,7 +111,7 @@ class _Fold:
         """Train what is not trained yet, and read what all students predict."""
         chosen = _of_student(self.splits, self.train, self.plan, budget, self.recipe.data.split_seed)
         parent = self.folder if budget is None else self.folder / f"labels-{budget}"
-        num_train = int(np.sum(_labels(self.splits)[self.train] != MISSING_LABEL))
+        num_train = int(np.sum(labels_of(self.splits)[self.train] != MISSING_LABEL))
         num_labels = num_train if chosen is None else len(chosen["train"])
         found = []
         for seed in range(self.plan.seeds):
@@ -119,7 +119,9 @@ class _Fold:
             if not (run / "results.json").is_file() or not (run / PREDICTIONS).is_file():
                 taught, data = self.taught, self.data
                 if chosen is not None:
-                    data = _saved(parent / "data-of-student", self.splits, {**chosen, "test": self.test}, self.recipe)
+                    data = save_splits(
+                        parent / "data-of-student", self.splits, {**chosen, "test": self.test}, self.recipe
+                    )
                 self.tell(f"{self._name(budget)}seed {seed}")
                 last = [f"training.seed={seed}", f"output_dir={run}"]
                 of_run = load_recipe(self.source, [*self.overrides, *data, *taught, *last])
@@ -152,7 +154,8 @@ def _check_same(folder: Path, source: str, overrides: Sequence[str], plan: Plan)
     write_whole(file, json.dumps(now))
 
 
-def _labels(splits: Splits) -> np.ndarray:
+def labels_of(splits: Splits) -> np.ndarray:
+    """Return the class indices of the training rows, -100 where there is none."""
     return np.asarray(splits.train.with_format("numpy")["labels"][:])
 
 
@@ -161,7 +164,7 @@ def _pairs(splits: Splits, plan: Plan, seed: int) -> list[tuple[np.ndarray, np.n
     if not plan.folds:
         return [(np.arange(len(splits.train)), None)]
     _, groups = np.unique(hash_rows(splits.train, splits.columns.inputs).digests, axis=0, return_inverse=True)
-    return [*folds_of(_labels(splits), np.ravel(groups), plan.folds, seed)]
+    return [*folds_of(labels_of(splits), np.ravel(groups), plan.folds, seed)]
 
 
 def _of_student(
@@ -173,7 +176,7 @@ def _of_student(
         return None
     from sklearn.model_selection import train_test_split
 
-    labels = _labels(splits)[train]
+    labels = labels_of(splits)[train]
     known, others = train[labels != MISSING_LABEL], train[labels == MISSING_LABEL]
     try:
         few, rest = train_test_split(
@@ -187,7 +190,7 @@ def _of_student(
     return {"train": np.sort(few), "rest": np.sort(np.concatenate([rest, others]))}
 
 
-def _saved(folder: Path, splits: Splits, chosen: Mapping[str, np.ndarray | None], recipe: Recipe) -> list[str]:
+def save_splits(folder: Path, splits: Splits, chosen: Mapping[str, np.ndarray | None], recipe: Recipe) -> list[str]:
     """Save rows as splits of a data set, once; return the overrides by which they are a recipe's data."""
     if not (folder / "dataset_dict.json").is_file():
         evaluated = splits.evaluation if splits.test is None else splits.test

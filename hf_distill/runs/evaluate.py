@@ -94,10 +94,8 @@ def evaluate(source: str | Path, data: str, *, model: str = "student", split: st
     names = names_in_order(network.config.id2label)
     columns, rows = _labelled(recipe, rows, names)
     reader, collator = as_read(recipe, folder, network, rows, columns)
-    with tempfile.TemporaryDirectory() as scratch:
-        args = training_arguments(recipe, "student", Path(scratch))
     taken = forward_parameters(network)
-    logits, labels = predict(network, reader, collator, args, input_names=taken)
+    logits, labels = logits_of(recipe, network, reader, collator)
     if recipe.task == "token-classification":  # each word's first token has had its number for a label
         labels = _tags_at(labels, rows.with_format(None)["labels"])
     metrics = Metrics(recipe.model_dump()["metrics"], names)
@@ -121,6 +119,13 @@ def evaluate(source: str | Path, data: str, *, model: str = "student", split: st
         logits=logits,
         timed=Timed(network, batch_of),
     )
+
+
+def logits_of(recipe: Recipe, network: PreTrainedModel, reader: Any, collator: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return a model's logits of rows, and their labels, by the settings of a recipe's student."""
+    with tempfile.TemporaryDirectory() as scratch:
+        args = training_arguments(recipe, "student", Path(scratch))
+    return predict(network, reader, collator, args, input_names=forward_parameters(network))
 
 
 def together(found: dict[str, Evaluation]) -> Predictions:

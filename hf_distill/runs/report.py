@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image
 
+from hf_distill.evaluation.diagnosis import diagnose
 from hf_distill.evaluation.predictions import PREDICTIONS, Predictions
 from hf_distill.evaluation.report.page import Input, RunPage, page
 from hf_distill.evaluation.results import Results
@@ -57,6 +58,13 @@ def report_of_train(run: Path) -> Path | None:
         return None
 
 
+def diagnosis_of(run: Path) -> list[str]:
+    """Say in a sentence each what may be wrong with the student of a finished run; see `evaluation.diagnosis`."""
+    recipe, results = read_resolved(run / "recipe.yaml"), Results.read(run)
+    predictions = Predictions.read(run) if (run / PREDICTIONS).is_file() else None
+    return [f"Perhaps {each}." for each in diagnose(results, predictions, recipe.model_dump())]
+
+
 def _of_run(run: Path) -> RunPage:
     missing = [name for name in ("recipe.yaml", "results.json") if not (run / name).is_file()]
     if missing:
@@ -72,7 +80,7 @@ def _of_run(run: Path) -> RunPage:
         except (ValueError, OSError, ImportError) as error:
             notes.append(f"The rows themselves are not shown, the data cannot be opened: {first_line(error)}")
     temperature = float(recipe.training.get("temperature", 4.0))
-    return RunPage(results.recipe, results, predictions, temperature, input_of, notes)
+    return RunPage(results.recipe, results, predictions, temperature, input_of, [*diagnosis_of(run), *notes])
 
 
 def _inputs(recipe: Recipe, results: Results) -> Input:
