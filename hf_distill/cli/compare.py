@@ -81,4 +81,4 @@ def compare(
 
 
 def _spread(mean: float, deviation: float) -> str:
-    return f"{mean:.4f}" if deviation != deviation else f"{mean:.4f} ± {deviation:.4f}"
+    return f"{mean:.4f}" if deviation != deviation else f"{mean:.4f}±" + f"{deviation:.4f}".removeprefix("0")

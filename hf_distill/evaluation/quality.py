@@ -12,6 +12,7 @@ NUM_BINS = 15
 """Bins of the expected calibration error, of equally many rows each."""
 
 _RESAMPLES = 1000
+_LEAST = -1e4  # log probability, in the place of minus infinity
 _AT_ONCE = 2**24  # counts of a bootstrap in memory
 
 
@@ -80,7 +81,7 @@ def quality(predictions: Predictions, against: str | None = None) -> dict[str, d
         if reference is not None and name != against:
             log_q = log_softmax(reference)
             rows["agreement"] = (logits.argmax(-1) == reference.argmax(-1)).astype(float)
-            rows["kl"] = (np.exp(log_q) * (np.maximum(log_q, -1e4) - np.maximum(log_p, -1e4))).sum(-1)
+            rows["kl"] = (np.exp(log_q) * (np.maximum(log_q, _LEAST) - np.maximum(log_p, _LEAST))).sum(-1)
         found[name] = _estimates(rows, counts, len(same.labels)) if rows else {}
     return found
 
@@ -120,7 +121,7 @@ def _of_labels(log_p: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     truth = np.eye(log_p.shape[1])[labels]
     return {
         "accuracy": (log_p.argmax(-1) == labels).astype(float),
-        "nll": -log_p[np.arange(len(labels)), labels],
+        "nll": -np.maximum(log_p[np.arange(len(labels)), labels], _LEAST),
         "brier": ((np.exp(log_p) - truth) ** 2).sum(-1),
     }
 

@@ -17,7 +17,7 @@ from hf_distill.evaluation.predictions import Predictions
 from hf_distill.models.tasks import AUTO_CLASSES
 from hf_distill.runs.compare import labels_of, save_splits
 from hf_distill.runs.evaluate import as_read, logits_of
-from hf_distill.runs.opening import load_splits, readable_images
+from hf_distill.runs.opening import splits_of
 from hf_distill.runs.recipe.reading import read_resolved
 from hf_distill.runs.recipe.schema import Recipe
 from hf_distill.runs.shared_teacher import taught_once
@@ -48,7 +48,7 @@ def audit_run(
     if "teacher" not in predictions.logits or predictions.words is not None:
         raise ValueError("an audit is for classifiers of whole rows")
     recipe = read_resolved(run / "recipe.yaml")
-    splits = readable_images(recipe, load_splits(recipe)[1])[0]
+    splits = splits_of(recipe)
     evaluated = splits.evaluation if splits.test is None else splits.test
     if len(evaluated) != len(predictions.rows):
         raise ValueError(f"there are {len(evaluated):,} evaluation rows now, and were {len(predictions.rows):,}")

@@ -88,8 +88,9 @@ def evaluate(source: str | Path, data: str, *, model: str = "student", split: st
     wanted = recipe.data
     found = load_rows(path=data, separator=wanted.separator, encoding=wanted.encoding)
     rows = _split(found, split)
+    section = recipe.teachers[0] if model == "teacher" else recipe.student
     network = AUTO_CLASSES[recipe.task].from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=recipe.trusts_code_of(recipe.student)
+        folder, dtype=torch.float32, trust_remote_code=recipe.trusts_code_of(section)
     )
     names = names_in_order(network.config.id2label)
     columns, rows = _labelled(recipe, rows, names)
@@ -205,10 +206,13 @@ def _read(source: str, model: str) -> tuple[Recipe, str]:
     """Return the recipe of a run, or one that says no more than what a model is, and where the model is."""
     run = Path(source).expanduser()
     if (run / "recipe.yaml").is_file() and (run / "stages").is_dir():
-        there = finished_stages(run)
-        if model not in there:
-            raise ValueError(f"{run} has no finished {model}, only {', '.join(there) or 'nothing'}")
-        return read_resolved(run / "recipe.yaml"), str(run / model)
+        recipe, there = read_resolved(run / "recipe.yaml"), finished_stages(run)
+        if model in there:
+            return recipe, str(run / model)
+        first = recipe.teachers[0]
+        if model == "teacher" and len(recipe.teachers) == 1 and first.model is not None and first.revision is None:
+            return recipe, first.model  # it came ready
+        raise ValueError(f"{run} has no finished {model}, only {', '.join(there) or 'nothing'}")
     is_path = source.startswith(("/", ".", "~")) or source.count("/") > 1 or run.exists()
     if is_path and not (run / "config.json").is_file():
         raise ValueError(f"{run} holds neither a run (the output_dir of `hf-distill train`) nor a model (config.json)")

@@ -25,7 +25,7 @@ from hf_distill.evaluation.results import ModelResult, Results
 from hf_distill.models.sources import first_line
 from hf_distill.models.tasks import AUTO_CLASSES
 from hf_distill.runs.evaluate import as_read
-from hf_distill.runs.opening import load_splits, readable_images
+from hf_distill.runs.opening import splits_of
 from hf_distill.runs.recipe.reading import read_resolved
 from hf_distill.runs.recipe.schema import Recipe
 from hf_distill.runs.workspace import finished_stages, write_whole
@@ -107,7 +107,7 @@ class _Subject:
     """A model of a run, and the rows of a split as it reads them."""
 
     def __init__(self, recipe: Recipe, folder: Path, role: str) -> None:
-        splits = readable_images(recipe, load_splits(recipe)[1])[0]
+        splits = splits_of(recipe)
         rows = splits.train if role == "train" else splits.evaluation if splits.test is None else splits.test
         self.network: PreTrainedModel = AUTO_CLASSES[recipe.task].from_pretrained(
             folder, dtype=torch.float32, trust_remote_code=recipe.trusts_code_of(recipe.student)
@@ -173,6 +173,10 @@ def _export(subject: _Subject, file: Path) -> None:
     except Exception as error:  # of the exporter, which names the operator
         name = type(subject.network).__name__
         raise ValueError(f"{name} cannot be exported: {type(error).__name__}: {first_line(error)}") from error
+    for graph in exported.program.graphs():
+        for part in (graph, *graph, *graph.initializers.values()):
+            part.metadata_props.clear()  # traces of the exporter's calls, with the folders of this machine
+            part.doc_string = None
     onnx_ir.save(exported.program, file)
 
 

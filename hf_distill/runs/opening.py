@@ -85,6 +85,12 @@ def load_splits(recipe: Recipe) -> tuple[Any, Splits]:
     return rows, splits
 
 
+def splits_of(recipe: Recipe) -> Splits:
+    """Load the splits of a run that is finished, whose images have been looked at before."""
+    splits = load_splits(recipe)[1]
+    return readable_images(recipe, splits)[0] if recipe.data.skip_unreadable else splits
+
+
 def readable_images(recipe: Recipe, splits: Splits) -> tuple[Splits, dict[str, Any]]:
     """Return the splits without rows whose images cannot be read, if that is wanted, and what the images are like.
 

@@ -15,13 +15,12 @@ from hf_distill.evaluation.report.page import Input, RunPage, page
 from hf_distill.evaluation.results import Results
 from hf_distill.models.pixels import plain_image
 from hf_distill.models.sources import first_line
-from hf_distill.runs.opening import load_splits, readable_images
+from hf_distill.runs.opening import splits_of
 from hf_distill.runs.recipe.reading import read_resolved
 from hf_distill.runs.recipe.schema import Recipe
-from hf_distill.runs.workspace import REPORT, write_whole
+from hf_distill.runs.workspace import PICTURES, REPORT, write_whole
 
 _SIDE = 128  # pixels of an image on the page, at most
-_PICTURES = "report"  # the folder of the PNG files
 
 
 def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
@@ -39,7 +38,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
             raise ValueError("--output: name the page of several runs, FILE.html")
         output = runs[0] / REPORT
     text, pictures = page([_of_run(run) for run in runs])
-    folder = output.parent / _PICTURES
+    folder = output.parent / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(output, text)
     for picture in pictures:
@@ -85,7 +84,7 @@ def _of_run(run: Path) -> RunPage:
 
 def _inputs(recipe: Recipe, results: Results) -> Input:
     """Return what stands in the rows of a run's evaluation data."""
-    splits = readable_images(recipe, load_splits(recipe)[1])[0]
+    splits = splits_of(recipe)
     rows = (splits.evaluation if splits.test is None else splits.test).with_format(None)
     if len(rows) != results.data["num_eval_rows"]:
         raise ValueError(f"there are {len(rows):,} evaluation rows now, and were {results.data['num_eval_rows']:,}")

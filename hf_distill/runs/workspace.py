@@ -28,7 +28,10 @@ _SHOWN = 6  # settings that differ, of which a message names so many
 REPORT = "report.html"
 """The page of a run, in its output folder."""
 
-_FOUND = ("results.json", PREDICTIONS, REPORT)
+PICTURES = "report"
+"""The folder of its pictures, beside it."""
+
+_FOUND = ("results.json", PREDICTIONS, REPORT, PICTURES)
 _NOTES = ("recipe.yaml", _MADE_OF, TENSORBOARD)
 _STAGE = re.compile(r"teacher|student|baseline|(teacher|stage)-\d+")
 

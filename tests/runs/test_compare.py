@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 import yaml
@@ -131,5 +130,4 @@ def test_the_command_prints_a_table_and_a_verdict(recipe, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert given == [Plan(5, 1, None, (3, 9))]
     assert "BETTER: the student's accuracy is 2.00 points above its baseline's (95% interval +1.00 to +3.00)." in out
-    assert max(map(len, out.splitlines()[:4])) <= 96
-    assert np.isfinite(found.difference)
+    assert max(map(len, out.splitlines()[:4])) <= 80

@@ -56,6 +56,7 @@ def test_the_files_are_those_that_were_measured(text_run):
     for name, file in (("onnx", "model.onnx"), ("onnx int8", "model_int8.onnx")):
         assert found.exports[name].size_mib == pytest.approx((folder / file).stat().st_size / 2**20, abs=1e-3)
         assert found.exports[name].latency_ms > 0
+        assert b"site-packages" not in (folder / file).read_bytes()  # of the exporter's traces
     assert found.exports["onnx"].metrics == pytest.approx(found.student.metrics)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     tokenizer = AutoTokenizer.from_pretrained(text_run / "student")

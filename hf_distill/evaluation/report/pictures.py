@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,8 @@ def drawn(name: str, title: str, axes: Sequence[Draw], *, width: float = 4.2, he
         return figure
 
     panels, png = [], io.BytesIO()
-    with matplotlib.style.context("default"), mpl.rc_context(_settings()):
+    with warnings.catch_warnings(), matplotlib.style.context("default"), mpl.rc_context(_settings()):
+        warnings.filterwarnings("ignore", message="Glyph")  # a browser has fonts for the labels of any language
         for draw in axes:
             text = io.StringIO()
             figure_of([draw]).savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -77,7 +79,13 @@ def _colour(name: str) -> str:
 
 def _settings() -> dict[Any, Any]:
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    plain = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 10}
+    plain = {
+        "text.parse_math": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "axes.titlesize": 10,
+    }
     fonts = {"svg.fonttype": "none", "svg.hashsalt": "hf-distill", "font.family": "sans-serif", "font.size": 9}
     return {**dict.fromkeys(inked, _INK), **plain, **fonts, "grid.color": _FAINT, "grid.linewidth": 0.5}
 
