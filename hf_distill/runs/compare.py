@@ -67,15 +67,18 @@ def compare_recipe(
     folder = Path(recipe.output_dir).expanduser()
     folder = folder.with_name(f"{folder.name}_compare")
     _check_plan(recipe, plan)
+    splits = readable_images(recipe, load_splits(recipe)[1])[0]
+    pairs, budgets = _pairs(splits, plan, recipe.data.split_seed), plan.label_budgets or (None,)
+    for budget in budgets:
+        _of_student(splits, pairs[0][0], plan, budget, recipe.data.split_seed)
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(folder, source, overrides, plan)
-    splits = readable_images(recipe, load_splits(recipe)[1])[0]
     own = [*overrides, "baseline=true", "hub=null", "training.allow_untrained_teacher=true"]
     trials: dict[int | None, list[Trial]] = {}
-    for number, (train, test) in enumerate(_pairs(splits, plan, recipe.data.split_seed), start=bool(plan.folds)):
+    for number, (train, test) in enumerate(pairs, start=bool(plan.folds)):
         place = folder / f"fold-{number}" if plan.folds else folder
         fold = _Fold(source, own, recipe, plan, splits, number, train, test, place, progress, tell)
-        for budget in plan.label_budgets or (None,):
+        for budget in budgets:
             trials.setdefault(budget, []).extend(fold.trials(budget))
     found = [compare(each) for each in trials.values()]
     write_whole(folder / FILE, json.dumps(_told(recipe_name(source), plan, trials, found), indent=2) + "\n")

@@ -52,7 +52,7 @@ def export_student(run: Path, *, quantize: bool, max_loss: float, overwrite: boo
         quantize: make the 8-bit file, too: of texts with scales found while it runs, of images with scales from 256
             training rows.
         max_loss: points, of 100, that the 8-bit file may lose.
-        overwrite: replace files that are there.
+        overwrite: files that are there make room for those of this call.
 
     Returns:
         the results of the run, with what was measured side by side on the CPU in `exports`.
@@ -71,7 +71,7 @@ def export_student(run: Path, *, quantize: bool, max_loss: float, overwrite: boo
     recipe, results = read_resolved(run / "recipe.yaml"), Results.read(run)
     folder = run / "student" / FOLDER
     wanted = ["onnx", "onnx int8"] if quantize else ["onnx"]
-    there = [_FILES[name] for name in wanted if (folder / _FILES[name]).exists()]
+    there = [name for name in _FILES.values() if (folder / name).exists()]
     if there and not overwrite:
         raise ValueError(f"{folder} holds {', '.join(there)}: pass --overwrite to replace it")
     if recipe.task == "token-classification":
@@ -96,9 +96,11 @@ def export_student(run: Path, *, quantize: bool, max_loss: float, overwrite: boo
         teacher = _Subject(recipe, run / "teacher", "evaluation") if "teacher" in finished_stages(run) else None
         exports = _measured(results, subject, teacher, models, metrics, made)
         folder.mkdir(exist_ok=True)
+        for name in _FILES.values():
+            (folder / name).unlink(missing_ok=True)
         for name, file in made.items():
             (folder / _FILES[name]).write_bytes(file.read_bytes())
-    found = replace(results, exports={**results.exports, **exports})
+    found = replace(results, exports=exports)
     write_whole(run / "results.json", found.to_json())
     return found
 

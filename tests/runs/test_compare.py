@@ -105,7 +105,7 @@ def test_what_cannot_be_compared_is_refused(recipe, plan, message):
     """An error after the first teacher has been trained."""
     with pytest.raises(ValueError, match=message):
         compare_recipe(recipe, [], plan)
-    assert not list(Path().glob("out_compare/**/model.safetensors"))
+    assert not Path("out_compare").exists()  # another plan may follow
 
 
 def test_the_command_prints_a_table_and_a_verdict(recipe, monkeypatch, capsys):
