@@ -129,8 +129,20 @@ def command_for(recipe: Recipe, name: str) -> str:
         return f"hf-distill train {name}.yaml"
     original, own = _by_key(with_all(read_resolved(find_recipe(name)))), _by_key(with_all(recipe))
     changed = {key: value for key, value in own.items() if value is not None and value != original.get(key)}
-    overrides = (shlex.quote(f"{key}={_on_command_line(value)}") for key, value in changed.items())
-    return " ".join(["hf-distill train", name, *overrides])
+    overrides = [f"{key}={_on_command_line(value)}" for key, value in changed.items()]
+    gone = [
+        key
+        for key, value in own.items()
+        if value is None and any(each.startswith(f"{key}.") for each in original) and not _is_replaced(key, changed)
+    ]
+    return shlex.join(["hf-distill", "train", name, *(f"{key}=null" for key in gone), *overrides])
+
+
+def _is_replaced(key: str, changed: Mapping[str, Any]) -> bool:
+    """Tell whether a key is unset by another one that is set, such as a config by a model."""
+    section, _, name = key.rpartition(".")
+    exclusive = _EXCLUSIVE.get(key.partition(".")[0], ())
+    return name in exclusive and any(f"{section}.{other}" in changed for other in exclusive)
 
 
 def _by_key(recipe: Recipe) -> dict[str, Any]:

@@ -500,6 +500,14 @@ class TestSeveralTeachersAndStages:
         with pytest.raises(RecipeError, match=r"teacher is a list of 2: name one by its number, teacher\.0"):
             load_recipe("x.yaml", ["teacher.model=e/f"])
 
+    def test_a_command_takes_away_what_the_run_has_not(self):
+        """The teacher of the recipe trained again, in the place of the one that taught."""
+        overrides = ["teacher.model=a/b", "teacher.training=null", "teacher.augment=null"]
+        recipe = load_recipe("vision/digits", overrides)
+        command = command_for(recipe, "vision/digits")
+        assert "teacher.config" not in command
+        assert load_recipe("vision/digits", shlex.split(command)[3:]) == recipe
+
     def test_a_command_names_the_member_and_no_path_of_this_machine(self, tmp_path, monkeypatch):
         """A published card with the author's folders, in a command that no shell takes."""
         (tmp_path / "vision").mkdir()
@@ -511,7 +519,10 @@ class TestSeveralTeachersAndStages:
             ["teacher.1.training.seed=5", "teacher.0.model=/home/me/ready", "teacher.0.training=null"],
         )
         command = command_for(recipe, "vision/mnist_ensemble")
-        assert command == "hf-distill train vision/mnist_ensemble teacher.0.model=ready teacher.1.training.seed=5"
+        assert (
+            command
+            == "hf-distill train vision/mnist_ensemble teacher.0.training=null teacher.0.model=ready teacher.1.training.seed=5"
+        )
 
     def test_one_named_on_the_command_line_takes_the_place_of_the_other(self):
         """A local copy of the rows without labels beside a Hub id; layers beside their number."""
