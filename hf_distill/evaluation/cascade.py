@@ -1,7 +1,6 @@
 """A cascade: the student predicts what it is sure of, and its teacher the rest."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,33 +8,11 @@ import numpy as np
 from hf_distill.data.targets import MISSING_LABEL
 from hf_distill.evaluation.predictions import Predictions
 from hf_distill.evaluation.quality import log_softmax
+from hf_distill.evaluation.results import Threshold
 
 TARGETS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 RISK = 0.05
 """How likely a threshold may be to miss its target."""
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """From which confidence on the student may predict alone.
-
-    Attributes:
-        target: share of all predictions that are to be as good as the teacher's.
-        by: `agreement`: they are the same as the teacher's; `accuracy`: none is wrong where the teacher is right.
-        confidence: the student's largest probability from which on its prediction counts; above 1 if none may.
-        share: of the rows that the student predicts alone, from 0 to 1.
-        found: share of all predictions on these rows that are as good as the teacher's.
-        bound: of the same on new rows, from below, with 95% confidence.
-        accuracy: of both together on these rows; None without labels.
-    """
-
-    target: float
-    by: str
-    confidence: float
-    share: float
-    found: float
-    bound: float
-    accuracy: float | None
 
 
 def thresholds(
@@ -96,7 +73,7 @@ def thresholds(
             Threshold(
                 target,
                 by,
-                float(sure[taken - 1]) if taken else float("inf"),
+                float(sure[taken - 1]) if taken else None,
                 taken / number,
                 1 - alone / number,
                 1.0 if not taken else float(1 - upper[count - 1]),

@@ -72,6 +72,31 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """From which confidence on the student may predict alone.
+
+    Attributes:
+        target: share of all predictions that are to be as good as the teacher's.
+        by: `agreement`: they are the same as the teacher's; `accuracy`: none is wrong where the teacher is right.
+        confidence: the student's largest probability from which on its prediction counts; None if it never may.
+        share: of the rows that the student predicts alone, from 0 to 1.
+        found: share of all predictions on these rows that are as good as the teacher's.
+        bound: of the same on new rows, from below, with 95% confidence.
+        accuracy: of both together on these rows; None without labels.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    target: float
+    by: str
+    confidence: float | None
+    share: float
+    found: float
+    bound: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
 class Results:
     """Teacher, student and the simple student that was trained without a teacher.
 
@@ -97,6 +122,8 @@ class Results:
             no rows, or that was never predicted.
         terms_of_micro_batches: the terms of the student's loss (`soft`, `feature`) that compare the rows of a
             micro-batch, and so depend on its size; all others are means over the whole accumulated batch.
+        thresholds: from which confidence on the student may predict alone, for some shares of all predictions that are
+            to be its teacher's; empty for words with tags.
         exports: what `hf-distill export` has measured side by side on the CPU: `teacher`, `student`, and each file by
             its name (`onnx`, `onnx int8`).
         differences: of accuracies, by `student_baseline` (the student's less the baseline's), `teacher_baseline` and
@@ -122,6 +149,7 @@ class Results:
     per_class: dict[str, dict[str, int | float]] = field(default_factory=dict)
     terms_of_micro_batches: list[str] = field(default_factory=list)
     exports: dict[str, ModelResult] = field(default_factory=dict)
+    thresholds: list[Threshold] = field(default_factory=list)
 
     @property
     def models(self) -> dict[str, ModelResult]:

@@ -6,6 +6,7 @@ from hf_distill.evaluation.results import ModelResult, Results
 
 _TITLES = {"f1": "macro F1"}
 _MANY_ROWS = 5_000
+_OFTEN = 0.5  # of the rows, that it is worth to have a second model at hand
 
 
 def results_table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -34,6 +35,19 @@ def exported(results: Results) -> str | None:
     smaller = _times(teacher.size_mib / file.size_mib, "smaller", "larger")  # type: ignore[operator]
     share = f"{file.metrics[first] / teacher.metrics[first]:.1%}" if teacher.metrics[first] else "-"
     return f"From the teacher to the file {name}, on a CPU: {faster}, {smaller}, {share} of the {titled(first)}."
+
+
+def stands_alone(results: Results) -> str | None:
+    """Say from which confidence on the student may predict alone; None where it may hardly ever."""
+    found = [each for each in results.thresholds if each.confidence is not None and each.share >= _OFTEN]
+    if not found:
+        return None
+    best = max(found, key=lambda each: each.target)
+    return (
+        f"From a confidence of {best.confidence:.4f} on, as in {best.share:.1%} of these rows, it may predict alone: "
+        f"with its teacher for the rest, {best.target:.1%} of all predictions on such rows are the teacher's, with 95% "
+        "confidence."
+    )
 
 
 def _table(

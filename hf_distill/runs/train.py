@@ -10,6 +10,7 @@ import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from hf_distill.evaluation.cascade import thresholds
 from hf_distill.evaluation.curves import PLOT, training_curves
 from hf_distill.evaluation.environment import environment
 from hf_distill.evaluation.latency import Speed
@@ -114,8 +115,9 @@ def _results(run: Run) -> Results:
         predicted["baseline"] = run.predict(simple, recipe.student)
         students["baseline"] = _measured(run, simple, *predicted["baseline"], seconds)
         trained["baseline"] = recipe.student, simple
+    predictions = Predictions.of(predicted, run.splits.label_names)
     if PartialState().is_main_process:
-        Predictions.of(predicted, run.splits.label_names).write(run.workspace.path / PREDICTIONS)
+        predictions.write(run.workspace.path / PREDICTIONS)
     progress.stage("results", "timing the models side by side")
     students = _with_speed({"teacher": teacher, **students}, speeds(run, of_recipe, trained))
     teacher, student, baseline = students.pop("teacher"), students.pop("student"), students.pop("baseline", None)
@@ -139,6 +141,7 @@ def _results(run: Run) -> Results:
         differences=_differences(predicted) if "accuracy" in teacher.metrics else {},
         terms_of_micro_batches=run.settings.of("student").terms_of_micro_batches,
         per_class=per_class(logits, labels, run.splits.label_names),
+        thresholds=thresholds(predictions) if predictions.words is None else [],
     )
     if PartialState().is_main_process:
         folder = run.workspace.model_folder("student")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from hf_distill.evaluation.metrics import difference
-from hf_distill.evaluation.results import Difference, ModelResult, Results, gap_closed
-from hf_distill.evaluation.tables import markdown_table, results_table, summary, verdict
+from hf_distill.evaluation.results import Difference, ModelResult, Results, Threshold, gap_closed
+from hf_distill.evaluation.tables import markdown_table, results_table, stands_alone, summary, verdict
 
 
 def results(*, with_baseline: bool = True, ready_teacher: bool = False, teacher_accuracy: float = 0.9) -> Results:
@@ -185,3 +185,20 @@ def test_the_verdict_says_what_was_gained_and_what_it_is_worth():
     assert "of the gap" in summary(found)
     weak = replace(lost, differences={"teacher_baseline": Difference(-0.02, 0.01, 400)})
     assert "The teacher is less accurate than the baseline" in verdict(weak)[0]
+
+
+def test_the_highest_share_that_is_worth_it_is_told():
+    """A threshold from which on the student predicts nothing, on a card."""
+    found = results()
+    assert stands_alone(found) is None
+    shares = {0.9: 1.0, 0.98: 0.6, 0.99: 0.2}
+    given = [
+        Threshold(target, "agreement", 0.5 + target / 9, share, 1.0, 1.0, None) for target, share in shares.items()
+    ]
+    given.append(Threshold(0.999, "agreement", None, 0.0, 1.0, 1.0, None))
+    found = replace(found, thresholds=given)
+    told = stands_alone(found)
+    assert told.startswith("From a confidence of 0.6089 on, as in 60.0% of these rows, it may predict alone")
+    assert "98.0% of all predictions" in told
+    assert Results.from_json(found.to_json()) == found
+    assert stands_alone(replace(found, thresholds=given[2:])) is None

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from hf_distill.evaluation.metrics import LOCAL_METRICS
 from hf_distill.evaluation.results import Results
-from hf_distill.evaluation.tables import exported, markdown_table, results_table, summary, verdict
+from hf_distill.evaluation.tables import exported, markdown_table, results_table, stands_alone, summary, verdict
 from hf_distill.hub.card.card import CardInfo, card
 from hf_distill.hub.card.licenses import license_conflicts, student_license
 from hf_distill.hub.card.limits import limits
@@ -50,7 +50,9 @@ def model_card(
         tags=["knowledge-distillation", "distillation"],
         eval_results=_eval_results(results, data, source, origins.dataset_revision),
         results=markdown_table(results),
-        summary=" ".join([*verdict(results), summary(results), *filter(None, [exported(results)])]),
+        summary=" ".join(
+            [*verdict(results), summary(results), *filter(None, [stands_alone(results), exported(results)])]
+        ),
         lineage=lineage_table(origins, results),
         making=list(_making(shared, results, source)),
         usage=usage(shared, results, repo_id or folder or name),
