@@ -31,6 +31,7 @@ from transformers import (
 
 from hf_distill.cli import main as cli
 from hf_distill.data.loading import load_rows
+from hf_distill.evaluation.latency import Speed
 from hf_distill.evaluation.results import ModelResult, Results
 from hf_distill.training.trainer import DistillationTrainer
 from tests.runs.test_train import SMALL, digits_recipe, run, save_base, sentences, text_recipe
@@ -137,7 +138,7 @@ class TestEnsemble:
         again = load_file("out/student/model.safetensors")
         assert all(torch.equal(weights[name], again[name]) for name in weights)
         assert second.teachers == first.teachers
-        timed = ("latency_ms", "rows_per_second")
+        timed = Speed._fields
         assert replace(second.teacher, **dict.fromkeys(timed)) == replace(first.teacher, **dict.fromkeys(timed))
         assert second.agreement == first.agreement
 
