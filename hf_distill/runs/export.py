@@ -61,21 +61,9 @@ def export_student(run: Path, *, quantize: bool, max_loss: float, overwrite: boo
         ValueError: there is no student, a package is missing, an operator cannot be exported, or the file predicts
             otherwise than the student; nothing is left of it then.
     """
-    try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ValueError(f"an export needs {error.name}: pip install 'hf_distill[onnx]'") from error
-    if "student" not in finished_stages(run) or not (run / "results.json").is_file():
-        raise ValueError(f"{run} holds no finished run: name the output_dir of `hf-distill train`")
-    recipe, results = read_resolved(run / "recipe.yaml"), Results.read(run)
-    folder = run / "student" / FOLDER
-    wanted = ["onnx", "onnx int8"] if quantize else ["onnx"]
-    there = [name for name in _FILES.values() if (folder / name).exists()]
-    if there and not overwrite:
-        raise ValueError(f"{folder} holds {', '.join(there)}: pass --overwrite to replace it")
-    if recipe.task == "token-classification":
-        raise ValueError("an export is for classifiers of whole rows, and not of words with tags")
+    folder, wanted = run / "student" / FOLDER, ["onnx", "onnx int8"] if quantize else ["onnx"]
+    recipe = _checked(run, folder, overwrite=overwrite)
+    results = Results.read(run)
     subject = _Subject(recipe, run / "student", "evaluation")
     with tempfile.TemporaryDirectory() as scratch:
         made = {name: Path(scratch, _FILES[name]) for name in wanted}
@@ -103,6 +91,24 @@ def export_student(run: Path, *, quantize: bool, max_loss: float, overwrite: boo
     found = replace(results, exports=exports)
     write_whole(run / "results.json", found.to_json())
     return found
+
+
+def _checked(run: Path, folder: Path, *, overwrite: bool) -> Recipe:
+    """Return the recipe of a run whose student can be exported into a folder."""
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"an export needs {error.name}: pip install 'hf_distill[onnx]'") from error
+    if "student" not in finished_stages(run) or not (run / "results.json").is_file():
+        raise ValueError(f"{run} holds no finished run: name the output_dir of `hf-distill train`")
+    there = [name for name in _FILES.values() if (folder / name).exists()]
+    if there and not overwrite:
+        raise ValueError(f"{folder} holds {', '.join(there)}: pass --overwrite to replace it")
+    recipe = read_resolved(run / "recipe.yaml")
+    if recipe.task == "token-classification":
+        raise ValueError("an export is for classifiers of whole rows, and not of words with tags")
+    return recipe
 
 
 class _Subject:
