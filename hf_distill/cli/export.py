@@ -29,7 +29,7 @@ def export(
     format: Annotated[Format, typer.Option("--format", help="For ONNX Runtime.")] = Format.ONNX,
     quantize: Annotated[Integers | None, typer.Option("--quantize", help="A second file, of 8-bit integers.")] = None,
     max_loss: Annotated[
-        float, typer.Option("--max-loss", min=0, help="Points that the 8-bit file may lose, and predict otherwise.")
+        float, typer.Option("--max-loss", min=0, help="Points of metric and agreement that the 8-bit file may lose.")
     ] = 0.5,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, and nothing else.")] = False,

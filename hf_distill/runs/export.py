@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from hf_distill.data.targets import MISSING_LABEL
 from hf_distill.evaluation.latency import Timed, measure_speed
 from hf_distill.evaluation.metrics import Metrics
+from hf_distill.evaluation.predictions import PREDICTIONS, Predictions
 from hf_distill.evaluation.predictor import Collate
 from hf_distill.evaluation.results import ModelResult, Results
 from hf_distill.models.sources import first_line
@@ -45,7 +46,7 @@ def export_student(run: Path, *, quantize: bool, max_loss: float, overwrite: boo
     """Write a run's student as `student/onnx/model.onnx`, and in 8-bit integers as `model_int8.onnx`.
 
     The file is run on all evaluation rows by ONNX Runtime. Its logits must be those of PyTorch; of the 8-bit one the
-    first metric, and the agreement with the student, may be lower by some points. Batches and texts may have any size.
+    first metric, and the agreement with the teacher, may be lower by some points. Batches and texts may have any size.
 
     Args:
         run: the output folder of a finished run.
@@ -78,7 +79,7 @@ def export_student(run: Path, *, quantize: bool, max_loss: float, overwrite: boo
             predicted["onnx int8"] = subject.logits(_Session(made["onnx int8"]))
         metrics = {name: subject.metrics(logits) for name, logits in predicted.items()}
         if quantize:
-            _check_loss(metrics, predicted, max_loss)
+            _check_loss(subject, _of_teacher(run, subject), predicted, max_loss)
         models: dict[str, nn.Module] = {"student": subject.network}
         models |= {name: _Session(file) for name, file in made.items()}
         teacher = _Subject(recipe, run / "teacher", "evaluation") if "teacher" in finished_stages(run) else None
@@ -188,6 +189,18 @@ def _export(subject: _Subject, file: Path) -> None:
     onnx_ir.save(exported.program, file)
 
 
+def _of_teacher(run: Path, subject: _Subject) -> np.ndarray | None:
+    """Return what the teacher predicts of the evaluation rows, by the student's order of classes."""
+    if not (run / PREDICTIONS).is_file():
+        return None
+    known = Predictions.read(run)
+    logits = known.logits.get("teacher")
+    if logits is None or len(logits) != len(subject.reader) or np.isnan(logits).any():
+        return None
+    names = names_in_order(subject.network.config.id2label)
+    return np.asarray([names.index(name) for name in known.label_names])[logits.argmax(-1)]
+
+
 def _quantize(recipe: Recipe, folder: Path, source: Path, file: Path) -> None:
     """Write an exported file in 8-bit integers, each channel with a scale of its own."""
     from onnxruntime.quantization import (
@@ -231,16 +244,31 @@ def _multiplies_signed() -> bool:
     return os.uname().machine in ("aarch64", "arm64") or "vnni" in text
 
 
-def _check_loss(metrics: Mapping[str, Mapping[str, float]], predicted: Mapping[str, np.ndarray], most: float) -> None:
-    """Raise ValueError if the 8-bit file is worse, or predicts otherwise, by more points than may be."""
-    name, before = next(iter(metrics["student"].items()))
-    lost = 100 * (before - metrics["onnx int8"][name])
-    other = 100 * float(np.mean(predicted["onnx int8"].argmax(-1) != predicted["student"].argmax(-1)))
-    if max(lost, other) > most:
+def _check_loss(
+    subject: _Subject, teacher: np.ndarray | None, predicted: Mapping[str, np.ndarray], most: float
+) -> None:
+    """Raise ValueError if the 8-bit file is worse, or less like the teacher, than the student by more points."""
+    found = [subject.metrics(predicted[name]) for name in ("student", "onnx int8")]
+    name = next(iter(found[0]))
+    values = {name: [each[name] for each in found]}
+    if teacher is not None:
+        values["agreement with the teacher"] = [
+            float(np.mean(predicted[each].argmax(-1) == teacher)) for each in ("student", "onnx int8")
+        ]
+    lost = [
+        f"{what} {after:.4f} ({before:.4f})"
+        for what, (before, after) in values.items()
+        if _points(before, after) > most
+    ]
+    if lost:
         raise ValueError(
-            f"the 8-bit file has {name} {metrics['onnx int8'][name]:.4f}, the student {before:.4f}, and they predict "
-            f"otherwise in {other:.2f} % of the rows: more than {most} points (--max-loss). Nothing was written"
+            f"the 8-bit file has {' and '.join(lost)}, in brackets the student's: over {most} points lower "
+            "(--max-loss). Nothing was written"
         )
+
+
+def _points(before: float, after: float) -> float:
+    return 100 * (before - after)
 
 
 def _measured(

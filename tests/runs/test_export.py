@@ -93,7 +93,7 @@ def test_a_file_that_predicts_otherwise_is_refused_and_leaves_nothing(text_run, 
     with pytest.raises(ValueError, match=r"logits differ from the student's by .*, over 0\.001"):
         export_student(text_run, quantize=False, max_loss=0.5)
     monkeypatch.setattr(module, "_CLOSE", 1e9)
-    with pytest.raises(ValueError, match=r"the 8-bit file has accuracy .*: more than 0\.5 points \(--max-loss\)"):
+    with pytest.raises(ValueError, match=r"the 8-bit file has .*: over 0\.5 points lower \(--max-loss\)"):
         export_student(text_run, quantize=True, max_loss=0.5)
     assert not (text_run / "student" / "onnx").exists()
     assert (text_run / "results.json").read_text() == before
