@@ -258,17 +258,13 @@ def _check_loss(
     lost = [
         f"{what} {after:.4f} ({before:.4f})"
         for what, (before, after) in values.items()
-        if _points(before, after) > most
+        if 100 * (before - after) > most
     ]
     if lost:
         raise ValueError(
             f"the 8-bit file has {' and '.join(lost)}, in brackets the student's: over {most} points lower "
             "(--max-loss). Nothing was written"
         )
-
-
-def _points(before: float, after: float) -> float:
-    return 100 * (before - after)
 
 
 def _measured(
