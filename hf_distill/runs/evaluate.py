@@ -84,7 +84,7 @@ def evaluate(source: str | Path, data: str, *, model: str = "student", split: st
     Raises:
         ValueError: there is no such model, or the data are not such as it reads.
     """
-    recipe, folder = _read(str(source), model)
+    recipe, folder = source_of(str(source), model)
     wanted = recipe.data
     found = load_rows(path=data, separator=wanted.separator, encoding=wanted.encoding)
     rows = _split(found, split)
@@ -202,7 +202,7 @@ def write_predictions(found: Evaluation, file: Path, *, overwrite: bool = False)
         writer.writerows([f"{value:.6f}" if isinstance(value, float) else value for value in line] for line in lines)
 
 
-def _read(source: str, model: str) -> tuple[Recipe, str]:
+def source_of(source: str, model: str) -> tuple[Recipe, str]:
     """Return the recipe of a run, or one that says no more than what a model is, and where the model is."""
     run = Path(source).expanduser()
     if (run / "recipe.yaml").is_file() and (run / "stages").is_dir():

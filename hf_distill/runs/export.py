@@ -25,7 +25,7 @@ from hf_distill.evaluation.predictor import Collate
 from hf_distill.evaluation.results import ModelResult, Results
 from hf_distill.models.sources import first_line
 from hf_distill.models.tasks import AUTO_CLASSES
-from hf_distill.runs.evaluate import as_read
+from hf_distill.runs.evaluate import as_read, source_of
 from hf_distill.runs.opening import splits_of
 from hf_distill.runs.recipe.reading import read_resolved
 from hf_distill.runs.recipe.schema import Recipe
@@ -82,8 +82,7 @@ def export_student(run: Path, *, quantize: bool, max_loss: float, overwrite: boo
             _check_loss(subject, _of_teacher(run, subject), predicted, max_loss)
         models: dict[str, nn.Module] = {"student": subject.network}
         models |= {name: _Session(file) for name, file in made.items()}
-        teacher = _Subject(recipe, run / "teacher", "evaluation") if "teacher" in finished_stages(run) else None
-        exports = _measured(results, subject, teacher, models, metrics, made)
+        exports = _measured(results, subject, _teacher(recipe, run), models, metrics, made)
         folder.mkdir(exist_ok=True)
         for name in _FILES.values():
             (folder / name).unlink(missing_ok=True)
@@ -115,7 +114,7 @@ def _checked(run: Path, folder: Path, *, overwrite: bool) -> Recipe:
 class _Subject:
     """A model of a run, and the rows of a split as it reads them."""
 
-    def __init__(self, recipe: Recipe, folder: Path, role: str) -> None:
+    def __init__(self, recipe: Recipe, folder: Path | str, role: str) -> None:
         splits = splits_of(recipe)
         rows = splits.train if role == "train" else splits.evaluation if splits.test is None else splits.test
         self.network: PreTrainedModel = AUTO_CLASSES[recipe.task].from_pretrained(
@@ -166,6 +165,14 @@ class _Session(nn.Module):
     def forward(self, **inputs: torch.Tensor) -> Any:
         (logits,) = self._session.run(["logits"], {name: inputs[name].numpy() for name in self._names})
         return SimpleNamespace(logits=torch.from_numpy(logits))
+
+
+def _teacher(recipe: Recipe, run: Path) -> _Subject | None:
+    """Return the teacher of a run, to be timed; None if it is no single model, or one of other classes."""
+    try:
+        return _Subject(recipe, source_of(str(run), "teacher")[1], "evaluation")
+    except (ValueError, OSError):
+        return None
 
 
 def _export(subject: _Subject, file: Path) -> None:
