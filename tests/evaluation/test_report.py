@@ -19,7 +19,7 @@ EVIL = "<script>alert(1)</script> $\\frac{$ 猫"
 
 
 def results(**fields) -> Results:
-    curve = [{"step": step, "epoch": float(step), "loss": 1 / step, "eval_accuracy": 0.5} for step in (1, 2, 3)]
+    curve = [{"step": step, "epoch": float(step), "loss": 40.0 / step**4, "eval_accuracy": 0.5} for step in (1, 2, 3)]
     models = {
         name: ModelResult({"accuracy": 0.5 + place / 10}, 1000 * (place + 1), 0.1, 3.0, 1.0 + place, 50.0)
         for place, name in enumerate(("baseline", "student", "teacher"))
@@ -67,6 +67,7 @@ def test_the_page_needs_no_network_and_runs_no_code():
             assert "#1b1b1b" in panel["light"]
             assert "#1b1b1b" not in panel["dark"]
             assert "<script" not in panel["light"]
+            assert "mathdefault" not in panel["light"]
             assert base64.b64encode(panel["dark"].encode()).decode() in text
         assert picture.png.startswith(b"\x89PNG")
     assert {each.name for each in pictures} == {"trade_offs", "curves", "reliability", "who_is_right", "confusion"}

@@ -141,6 +141,8 @@ def curves(results: Results) -> Picture | None:
 
 
 def _lines(title: str, label: str, lines: Mapping[str, tuple[list[float], list[float]]]) -> Draw:
+    from matplotlib.ticker import LogFormatter
+
     def draw(axis: Any) -> None:
         for place, (name, (epochs, values)) in enumerate(lines.items()):
             is_model = name.partition("-")[0] in _MARKS
@@ -149,6 +151,8 @@ def _lines(title: str, label: str, lines: Mapping[str, tuple[list[float], list[f
         numbers = [value for _, values in lines.values() for value in values]
         if "loss" in title.lower() and min(numbers) > 0 and max(numbers) > 10 * min(numbers):
             axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(LogFormatter())  # plain numbers, and no formulas
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axis.set_title(title)
         axis.set_xlabel("epoch")
         axis.set_ylabel(label)
