@@ -216,7 +216,7 @@ def _of_run(source: str, targets: list[float]) -> dict[str, Any]:
     return {
         "what": f"{run}: {len(found.comparable.labels):,} {unit} of the evaluation data (95% intervals)",
         "measures": {name: {key: asdict(value) for key, value in each.items()} for name, each in measures.items()},
-        "thresholds": [asdict(each) for each in thresholds(found, targets or TARGETS)],
+        "thresholds": [asdict(each) for each in thresholds(found, targets or TARGETS)] if found.words is None else [],
         "costs": costs,
     }
 

@@ -1,4 +1,4 @@
-"""The command line: `hf-distill init`, `evaluate`, `train`, `search`, `cache`, `check`, `export`, `push`, `recipes`."""
+"""The command line, `hf-distill`: each module named below has the commands of one kind."""
 
 import warnings
 from typing import Annotated

@@ -12,10 +12,9 @@ from hf_distill.data.fingerprints import hash_rows
 from hf_distill.data.labels import MISSING_LABEL
 from hf_distill.data.loading import Splits
 from hf_distill.evaluation.audit import Finding, conflicts, doubts, inherited
-from hf_distill.evaluation.comparison import folds_of
 from hf_distill.evaluation.predictions import Predictions
 from hf_distill.models.tasks import AUTO_CLASSES
-from hf_distill.runs.compare import labels_of, save_splits
+from hf_distill.runs.compare import folds_of_training, labels_of, save_splits
 from hf_distill.runs.evaluate import as_read, logits_of
 from hf_distill.runs.opening import splits_of
 from hf_distill.runs.recipe.reading import read_resolved
@@ -85,9 +84,8 @@ def _crossfitted(run: Path, recipe: Recipe, splits: Splits, folds: int, tell: Ca
     if all(teacher.training is None for teacher in recipe.teachers):
         raise ValueError("--folds trains a teacher for each fold, and this run's came ready: leave it out")
     labels = labels_of(splits)
-    _, groups = np.unique(hash_rows(splits.train, splits.columns.inputs).digests, axis=0, return_inverse=True)
     logits = np.full((len(labels), len(splits.label_names)), np.nan, dtype=np.float32)
-    for fold, (train, test) in enumerate(folds_of(labels, np.ravel(groups), folds, recipe.data.split_seed), start=1):
+    for fold, (train, test) in enumerate(folds_of_training(splits, folds, recipe.data.split_seed), start=1):
         tell(f"fold {fold} of {folds}, teacher")
         place = run / _FOLDER / f"fold-{fold}-of-{folds}"
         data = save_splits(place / "data", splits, {"train": train, "test": test}, recipe)

@@ -166,8 +166,13 @@ def _pairs(splits: Splits, plan: Plan, seed: int) -> list[tuple[np.ndarray, np.n
     """Return the rows of the training split that each fold trains and is evaluated on; None: on the recipe's split."""
     if not plan.folds:
         return [(np.arange(len(splits.train)), None)]
+    return [*folds_of_training(splits, plan.folds, seed)]
+
+
+def folds_of_training(splits: Splits, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split the training rows into folds, equal inputs in one; see `evaluation.comparison.folds_of`."""
     _, groups = np.unique(hash_rows(splits.train, splits.columns.inputs).digests, axis=0, return_inverse=True)
-    return [*folds_of(labels_of(splits), np.ravel(groups), plan.folds, seed)]
+    return folds_of(labels_of(splits), np.ravel(groups), count, seed)
 
 
 def _of_student(

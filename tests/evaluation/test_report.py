@@ -110,6 +110,12 @@ def test_a_run_without_predictions_or_labels_has_a_page():
     text, pictures = page([run(predictions=bare, input_of=None)])
     assert "Hardest rows" not in text
     assert "row " in text[text.index("beyond its first choice") :]
+    given = predictions()
+    tagged = Predictions(given.label_names, given.rows // 3, given.rows % 3, given.labels, given.logits)
+    assert "When the student may predict alone" in page([run()])[0]
+    assert (
+        "When the student may predict alone" not in page([run(predictions=tagged)])[0]
+    )  # of words there is no cascade
     good = predictions()
     good.logits["student"] = good.logits["teacher"] = 9 * np.eye(3)[good.labels]
     assert who_is_right(good) is None

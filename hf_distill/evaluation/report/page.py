@@ -85,7 +85,8 @@ def _shown(run: RunPage) -> dict[str, Any]:
         ]
         shown["models"] = list(measured)
     if same is not None and has_teacher:
-        shown["thresholds"] = thresholds(same, TARGETS)
+        if same.words is None:
+            shown["thresholds"] = thresholds(same, TARGETS)
         shown["examples"] = _examples(run, same)
         if is_labelled:
             shown["hardest"] = _rows(run, same, _hardest(same))
