@@ -105,6 +105,7 @@ def _results(run: Run) -> Results:
     for stage, section in recipe.student_stages().items():
         model, seconds = run.train_stage(stage, section, members)
         logits, labels = run.predict(model, section)
+        _check_finite(stage, logits)
         students[stage] = _measured(run, model, logits, labels, seconds)
         trained[stage] = section, model
         if stage != "student":
@@ -113,6 +114,7 @@ def _results(run: Run) -> Results:
     if recipe.baseline:
         simple, seconds = run.train_stage("baseline", recipe.student, [], members)
         predicted["baseline"] = run.predict(simple, recipe.student)
+        _check_finite("baseline", predicted["baseline"][0])
         students["baseline"] = _measured(run, simple, *predicted["baseline"], seconds)
         trained["baseline"] = recipe.student, simple
     predictions = Predictions.of(predicted, run.splits.label_names)
@@ -151,6 +153,15 @@ def _results(run: Run) -> Results:
         run.workspace.write_results(results.to_json())
     progress.done()
     return results
+
+
+def _check_finite(stage: str, logits: np.ndarray) -> None:
+    """Raise ValueError if a trained student is spoilt: it would be measured, described and published all the same."""
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            f"{stage}: the trained model gives logits that are not finite numbers, so there is no result: most likely "
+            "training.learning_rate is too high for it. Change the setting, and pass --overwrite to train it again"
+        )
 
 
 def _with_speed(results: Mapping[str, ModelResult], measured: Mapping[str, Speed]) -> dict[str, ModelResult]:

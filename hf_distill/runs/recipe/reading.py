@@ -1,6 +1,7 @@
 """A recipe: the YAML file that says what is distilled into what, on which data, and how."""
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,12 @@ from hf_distill.runs.recipe.validation import (
     flat,
     numbers_as_text,
     settle_consent,
+    shown,
     training_problems,
     with_all_settings,
 )
 
+_MOST_BYTES, _MOST_VALUES, _MOST_PROBLEMS = 2**20, 100_000, 20
 _BUNDLED = Path(__file__).parent / "bundled"  # in a wheel
 _CHECKOUT = Path(__file__).parents[3] / "recipes"  # in a clone
 # Keys that say nothing of what is trained, and how.
@@ -43,7 +46,9 @@ class RecipeError(ValueError):
     """One or more problems of a recipe; the message has a line for each: file, key, got, expected."""
 
     def __init__(self, source: str, problems: Iterable[str]) -> None:
-        super().__init__("\n".join(f"{source}: {problem}" for problem in problems))
+        lines = [f"{source}: {_printable(problem)}" for problem in problems]
+        rest = [f"{source}: and {len(lines) - _MOST_PROBLEMS} more problems"] if len(lines) > _MOST_PROBLEMS else []
+        super().__init__("\n".join(lines[:_MOST_PROBLEMS] + rest))
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -54,11 +59,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(source)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        values = _read_yaml(path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(str(source), [f"not valid YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(values, dict):
-        raise RecipeError(str(source), [f"expected a mapping with task, data, teacher, student; got {values!r}"])
+        raise RecipeError(str(source), [f"expected a mapping with task, data, teacher, student; got {shown(values)}"])
     problems = _apply_overrides(values, overrides)
     if problems:
         raise RecipeError(str(source), problems)
@@ -174,11 +179,48 @@ def with_all(recipe: Recipe) -> Recipe:
     return Recipe.model_validate({**values, "training": with_all_settings(values["training"], is_teacher=False)})
 
 
+def _printable(text: str) -> str:
+    """Return a text with control characters, which a terminal would obey, as their escapes."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
+def _read_yaml(path: Path) -> Any:
+    """Read a file of a bounded size, nested to a bounded depth, whose aliases stand for a bounded number of values.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or beyond these bounds.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    if path.stat().st_size > _MOST_BYTES:
+        raise yaml.YAMLError(f"the file has {path.stat().st_size:,} bytes, a recipe at most {_MOST_BYTES:,}")
+    loader = _UniqueKeyLoader(path.read_text(encoding="utf-8"))
+    try:
+        root = loader.get_single_node()
+        if root is not None and _num_values(root, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+        return None if root is None else loader.construct_document(root)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    finally:
+        loader.dispose()
+
+
+def _num_values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Count the values below a node of YAML, once for each alias; a node within itself has infinitely many."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        each = [part for pair in below for part in pair] if isinstance(node, yaml.MappingNode) else below
+        known[id(node)] = 1 + sum(_num_values(part, known) for part in each)
+    return known[id(node)]
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice, where YAML libraries keep the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=deep) for key in own]
         repeated = [str(key) for place, key in enumerate(keys) if key in keys[:place]]
         if repeated:
             raise yaml.constructor.ConstructorError(

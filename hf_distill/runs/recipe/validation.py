@@ -1,6 +1,7 @@
 """What is wrong with the values of a recipe, a line for each."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
@@ -12,6 +13,7 @@ ONE, SEVERAL = "<one>", "<several>"
 # The same of a metric that is named, and of one that has settings.
 NAME, SETTINGS = "<name>", "<settings>"
 
+_LONGEST = 200  # characters of a value in a message
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -70,7 +72,13 @@ def _mismatch(key: str, expected: str, got: Any) -> str:
         hint = f" as text: YAML reads a number only with a point before the e, write {_with_point(got)}"
     elif isinstance(got, bool) and "string" in expected:
         hint = ': YAML reads a bare yes, no, on and off as true and false, write "no" for the word'
-    return f"{key}: expected {expected}, got {got!r}{hint}"
+    return f"{key}: expected {expected}, got {shown(got)}{hint}"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it: the beginning of a long one."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _with_point(number: str) -> str:
@@ -184,6 +192,18 @@ _ABOVE_ZERO = (
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
 )
+# Which numbers of Transformers' settings mean something; it finds them out late, or never.
+_BOUNDS = {
+    **dict.fromkeys(("seed", "data_seed"), (0, 2**32 - 1)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), (0, 1)),
+    **dict.fromkeys(("adam_epsilon", "weight_decay", "max_grad_norm", "warmup_steps"), (0, math.inf)),
+    "dataloader_num_workers": (0, math.inf),
+}
+# With these a run that was stopped would end with other weights than one that was not.
+_INEXACT = {
+    "save_only_model": "its checkpoints lack the optimizer's state",
+    "ignore_data_skip": "it goes on with other batches",
+}
 _PUBLISHING = "is the run's own: name the repository at the top of the recipe, hub: {repo_id: ...}"
 _OF_THE_RUN = {
     "output_dir": "is the run's own: set output_dir at the top of the recipe",
@@ -238,6 +258,7 @@ def _section_problems(
     from hf_distill.training.config import DistillationConfig
 
     hints = get_type_hints(DistillationConfig)
+    own = DistillationConfig.__annotations__
     known = list(DistillationConfig.__dataclass_fields__)
     problems, sound = [], {}
     for key, value in section.items():
@@ -250,11 +271,10 @@ def _section_problems(
             problems += found
         elif key == "report_to" and (lacking := _not_installed(value)):
             problems.append(f"{name}.report_to: {lacking}")
-        elif key in _ABOVE_ZERO and value <= 0:
-            problems.append(f"{name}.{key}: must be > 0, got {value}")
+        elif key not in own and (unfit := _unfit(key, value)):  # our own say so below
+            problems.append(f"{name}.{key}: {unfit}")
         else:
             sound[key] = value
-    own = DistillationConfig.__annotations__
     if problems:  # fields of TrainingArguments depend on each other, so with one of them out only our own are checked
         sound = {key: value for key, value in sound.items() if key in own}
     try:
@@ -265,6 +285,24 @@ def _section_problems(
             field, _, rest = line.partition(" ")
             problems.append(f"{name}.{field}: {rest}" if field in own else f"{name}: {line}")
     return problems
+
+
+def _unfit(key: str, value: Any) -> str | None:
+    """Say why a value of the right type cannot serve; None: it may."""
+    if key in _INEXACT and value is True:
+        return f"a run that was stopped would end with other weights, since {_INEXACT[key]}: leave it out"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not math.isfinite(value):
+        return f"must be a finite number, got {value}"
+    if key in _ABOVE_ZERO and value <= 0:
+        return f"must be > 0, got {value}"
+    if key == "max_steps" and value == 0:
+        return "must be > 0, or left out for whole epochs; got 0"
+    low, high = _BOUNDS.get(key, (-math.inf, math.inf))
+    if not low <= value <= high:
+        return f"must be >= {low}, got {value}" if high == math.inf else f"must be {low} to {high}, got {value}"
+    return None
 
 
 def _not_installed(trackers: Any) -> str | None:

@@ -340,7 +340,7 @@ class TestOverrides:
             ("learning_rate=1E-3", 1e-3),
             ("learning_rate=.5", 0.5),
             ("num_train_epochs=3", 3),
-            ("seed=-3", -3),
+            ("max_steps=-3", -3),
             ("optim=adafactor", "adafactor"),
             ("lr_scheduler_kwargs={num_cycles: 2}", {"num_cycles": 2}),
             ("report_to=[none]", ["none"]),
