@@ -193,18 +193,20 @@ class Workspace:
             raise ValueError(
                 f"output_dir: {file} was not written by a run, and this one would replace it: choose another folder"
             )
+        if (self.path / _MADE_OF).exists():
+            noted = _made_of(self.path)
+            names = [stage for stage in self._worked_on() if stage not in noted]
+        else:
+            entries = [entry for entry in _entries(self.path) if entry != file]
+            names = [entry.name for entry in entries if entry.exists() or entry.is_symlink()]
+        if names:
+            raise ValueError(
+                f"output_dir: {self.path} holds {', '.join(names)}, which no run of this version has made and this one "
+                "would replace; --overwrite deletes only what a run has made: choose another folder, or move them away"
+            )
 
     def _check_settings(self) -> None:
-        """Raise ValueError if there is work of other settings, or work that no run has noted."""
-        noted = _made_of(self.path)
-        present = [stage for stage in self._worked_on() if stage not in noted]
-        if not (self.path / _MADE_OF).exists():
-            present = [entry.name for entry in _entries(self.path) if entry.exists()]
-        if present:
-            raise ValueError(
-                f"output_dir: {self.path} holds {', '.join(present)}, which no run of this version has made and "
-                f"this one would replace: choose another folder, or {self._how_to_delete('delete them')}"
-            )
+        """Raise ValueError if there is work of other settings."""
         changed = _differing(self.path, self._recipe, self._stages)
         if changed:
             raise ValueError(

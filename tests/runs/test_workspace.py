@@ -179,7 +179,7 @@ class TestWhoseFolder:
         workspace.release()
         assert contents() == before
         (OUT / ".stages.json").unlink()
-        with pytest.raises(ValueError, match=r"holds recipe\.yaml, .*teacher, which no run of this version has made"):
+        with pytest.raises(ValueError, match=r"holds .*teacher, which no run of this version has made"):
             Workspace(OUT, recipe(temperature=8.0))
 
     def test_who_makes_soft_targets_is_told_what_can_be_done(self):
@@ -194,7 +194,7 @@ class TestWhoseFolder:
             workspace.begin("other data", READING)
         workspace.release()
         (OUT / ".stages.json").unlink()
-        with pytest.raises(ValueError, match=r"delete them \(`hf-distill train \.\.\. --overwrite` does\)$"):
+        with pytest.raises(ValueError, match="choose another folder, or move them away$"):
             Workspace(OUT, recipe(), stages=["teacher"])
 
     def test_overwrite_without_other_settings_deletes_the_run_and_leaves_the_users_files(self):
@@ -219,13 +219,23 @@ class TestWhoseFolder:
         Workspace(OUT, recipe()).release()
         assert OUT.exists()
 
-    @pytest.mark.parametrize("name", ["student", "results.json"])
-    def test_a_folder_that_no_run_has_made_is_refused(self, name):
-        """A folder student/ with somebody's work would be replaced."""
+    @pytest.mark.parametrize("overwrite", [False, True])
+    @pytest.mark.parametrize("name", ["student", "results.json", "checkpoints", "stages"])
+    def test_a_folder_that_no_run_has_made_is_refused(self, name, overwrite):
+        """A folder student/ with somebody's work would be replaced, and --overwrite deleted it without a word."""
         (OUT / name).mkdir(parents=True)
         with pytest.raises(ValueError, match=f"out holds {name}, which no run of this version has made.*--overwrite"):
-            Workspace(OUT, recipe())
+            Workspace(OUT, recipe(), overwrite=overwrite)
         assert (OUT / name).is_dir()
+
+    def test_a_student_that_is_not_the_runs_is_not_deleted_with_it(self):
+        """Beside a teacher that a run has made there was a folder student/ of somebody's."""
+        begun(stages=["teacher"]).release()
+        thesis = make_parents(OUT / "student" / "thesis.tex")
+        thesis.write_text("mine")
+        with pytest.raises(ValueError, match="out holds student, which no run of this version has made"):
+            Workspace(OUT, recipe(), overwrite=True)
+        assert thesis.read_text() == "mine"
 
     def test_tensorboards_events_go_with_their_run_and_are_no_work(self):
         """Curves taken for a stranger's files, for hours of training, or left beside those of the next run."""
