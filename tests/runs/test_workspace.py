@@ -194,7 +194,7 @@ class TestWhoseFolder:
             workspace.begin("other data", READING)
         workspace.release()
         (OUT / ".stages.json").unlink()
-        with pytest.raises(ValueError, match="choose another folder, or move them away$"):
+        with pytest.raises(ValueError, match=r"choose another folder, or move them away$"):
             Workspace(OUT, recipe(), stages=["teacher"])
 
     def test_overwrite_without_other_settings_deletes_the_run_and_leaves_the_users_files(self):
