@@ -197,7 +197,7 @@ def _read_yaml(path: Path) -> Any:
     try:
         root = loader.get_single_node()
         if root is not None and _num_values(root, {}) > _MOST_VALUES:
-            raise yaml.YAMLError(f"its aliases stand for more than {_MOST_VALUES:,} values")
+            raise yaml.YAMLError(f"it holds more than {_MOST_VALUES:,} values, those behind aliases among them")
         return None if root is None else loader.construct_document(root)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
